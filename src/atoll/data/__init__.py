@@ -1,0 +1,1 @@
+"""Where data lives: catalogue at the site, resumable batches, SQL at the data."""

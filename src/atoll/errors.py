@@ -1,0 +1,47 @@
+"""Every error Atoll raises on purpose. A user's mistake is told in one sentence: the field, the value, the mend.
+
+    AtollError
+    ├── Invalid            a document, an argument or a file is wrong           (exit code 2)
+    │   └── NotFound       a name that nothing answers to
+    ├── Denied             a policy refused; carries the party and the rules    (exit code 3)
+    ├── TaskFailed         the user's task broke: import, shape, non-finite loss (exit code 4)
+    ├── Unavailable        a port, a disk, a hub, a site cannot be used now     (exit code 5)
+    │   └── LinkLost       the other end of a channel went away; try again
+    └── Corrupt            stored or received bytes are not what their digest says (exit code 6)
+
+A Python traceback that reaches a user for the user's own mistake is a bug.
+"""
+
+
+class AtollError(Exception):
+    """Root of the tree; `exit_code` is what the CLI exits with."""
+
+    exit_code = 1
+
+
+class Invalid(AtollError):
+    exit_code = 2
+
+
+class NotFound(Invalid):
+    pass
+
+
+class Denied(AtollError):
+    exit_code = 3
+
+
+class TaskFailed(AtollError):
+    exit_code = 4
+
+
+class Unavailable(AtollError):
+    exit_code = 5
+
+
+class LinkLost(Unavailable):
+    pass
+
+
+class Corrupt(AtollError):
+    exit_code = 6

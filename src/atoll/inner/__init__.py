@@ -1,0 +1,1 @@
+"""One site computes: torch, an untouched model, a mesh of ranks, steps."""

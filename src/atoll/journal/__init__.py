@@ -1,0 +1,1 @@
+"""What happened. Append-only and hash-chained."""

@@ -1,0 +1,1 @@
+"""What is best. Pure: enumerate, drop the forbidden, price, choose, explain."""

@@ -1,0 +1,1 @@
+"""What is allowed. Pure: (rules, request) -> decision with reasons."""

@@ -1,0 +1,1 @@
+"""The model answers: replicas, micro-batching, deployments."""

@@ -1,0 +1,252 @@
+"""What happened: the entries of a journal. A run is the fold of its events (`atoll.runtime.machine`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, TypeAdapter
+
+from atoll.spec.document import Digest, Document, Name
+from atoll.spec.fleet import Profile, Site
+from atoll.spec.job import Job
+from atoll.spec.model import Deployment, Model, Moments, Signature
+from atoll.spec.plan import Plan
+from atoll.spec.policy import Crossing, Decision
+
+Work = Literal["probe", "measure", "initialise", "train", "evaluate", "predict", "query", "publish"]
+
+
+class Totals(Document):
+    """A metric as it leaves a site: a sum and a count, or a histogram of scores per class."""
+
+    total: float = 0.0
+    count: NonNegativeInt = 0
+    positives: tuple[NonNegativeInt, ...] = ()
+    negatives: tuple[NonNegativeInt, ...] = ()
+
+
+class ColumnSums(Document):
+    """Count, sum and sum of squares of one column at one site, missing values left out."""
+
+    count: NonNegativeInt
+    total: float
+    squares: float
+
+
+class Group(Document):
+    """One group of a query at one site: its key, its row count, and partial aggregates by output column."""
+
+    key: tuple[str | int | float | bool | None, ...] = ()
+    rows: NonNegativeInt
+    partials: dict[str, tuple[float | int | None, ...]] = {}
+
+
+class Answer(Document):
+    """What a site gives back for one assignment. Tensors lie in the hub's spool under `update`."""
+
+    site: Name
+    position: NonNegativeInt
+    epoch: NonNegativeInt
+    version: NonNegativeInt = 0  # the model version it was computed from
+    examples: NonNegativeInt = 0
+    loss: float | None = None
+    seconds: float = 0.0
+    update: Digest | None = None
+    bytes: NonNegativeInt = 0
+    signature: Signature = ()
+    profile: Profile | None = None
+    sums: dict[str, ColumnSums] = {}
+    totals: dict[str, Totals] = {}
+    groups: tuple[Group, ...] = ()
+    suppressed: NonNegativeInt = 0  # groups the site held back for being too small
+
+
+class Result(Document):
+    """What a finished run has to show."""
+
+    metrics: dict[str, float] = {}  # over all evaluated examples
+    by_site: dict[Name, dict[str, float]] = {}
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str | int | float | bool | None, ...], ...] = ()
+    suppressed: NonNegativeInt = 0
+    model: str | None = None
+
+
+class Submitted(Document):
+    kind: Literal["run.submitted"] = "run.submitted"
+    run: Name
+    user: str
+    job: Job
+    code: Digest | None = None
+
+
+class Planned(Document):
+    kind: Literal["run.planned"] = "run.planned"
+    run: Name
+    plan: Plan
+
+
+class Restarted(Document):
+    """The hub began anew and goes on with the run under a higher epoch."""
+
+    kind: Literal["run.restarted"] = "run.restarted"
+    run: Name
+
+
+class Joined(Document):
+    """A site of the run is connected and can work."""
+
+    kind: Literal["run.joined"] = "run.joined"
+    run: Name
+    site: Name
+
+
+class Lost(Document):
+    kind: Literal["run.lost"] = "run.lost"
+    run: Name
+    site: Name
+
+
+class Answered(Document):
+    kind: Literal["run.answered"] = "run.answered"
+    run: Name
+    answer: Answer
+
+
+class Merged(Document):
+    """The hub combined a stage's answers: the new weights, statistics or metrics."""
+
+    kind: Literal["run.merged"] = "run.merged"
+    run: Name
+    position: NonNegativeInt
+    sites: tuple[Name, ...]
+    weights: Digest | None = None
+    outer: Digest | None = None
+    signature: Signature = ()
+    loss: float | None = None
+    statistics: dict[str, Moments] = {}
+    result: Result | None = None
+
+
+class Expired(Document):
+    """A deadline passed: the round's (it may go on with a quorum), or with `final` its patience (it may not)."""
+
+    kind: Literal["run.expired"] = "run.expired"
+    run: Name
+    position: NonNegativeInt
+    final: bool = False
+
+
+class Refused(Document):
+    """A site's policy said no to its part of the run."""
+
+    kind: Literal["run.refused"] = "run.refused"
+    run: Name
+    site: Name
+    words: str
+
+
+class Broken(Document):
+    """The task or the machine under it failed at a site; the run fails and publishes nothing."""
+
+    kind: Literal["run.broken"] = "run.broken"
+    run: Name
+    site: str
+    words: str
+
+
+class Cancelled(Document):
+    kind: Literal["run.cancelled"] = "run.cancelled"
+    run: Name
+    user: str
+
+
+class Published(Document):
+    kind: Literal["run.published"] = "run.published"
+    run: Name
+    model: Model
+
+
+class Aliased(Document):
+    kind: Literal["model.aliased"] = "model.aliased"
+    model: Name
+    alias: Name
+    version: int = Field(ge=1)
+    user: str
+
+
+class Deployed(Document):
+    kind: Literal["deployment.started"] = "deployment.started"
+    deployment: Deployment
+    user: str
+
+
+class Undeployed(Document):
+    kind: Literal["deployment.stopped"] = "deployment.stopped"
+    name: Name
+    user: str
+
+
+class Invited(Document):
+    """A site may join: the token itself is never kept, only its digest."""
+
+    kind: Literal["site.invited"] = "site.invited"
+    site: Name
+    token: Digest
+    expires: float  # seconds since the epoch
+
+
+class Enrolled(Document):
+    """A site used its token and is now known by this secret's digest."""
+
+    kind: Literal["site.enrolled"] = "site.enrolled"
+    site: Name
+    secret: Digest
+
+
+class Connected(Document):
+    kind: Literal["site.connected"] = "site.connected"
+    site: Site
+
+
+class Disconnected(Document):
+    kind: Literal["site.disconnected"] = "site.disconnected"
+    site: Name
+    words: str = ""
+
+
+class Crossed(Document):
+    """A gate was asked to let something through; the decision says whether it did."""
+
+    kind: Literal["crossing"] = "crossing"
+    crossing: Crossing
+    decision: Decision
+
+
+class Decided(Document):
+    """A policy was asked at a point that is no crossing: submit, plan, open, promote, deploy."""
+
+    kind: Literal["decision"] = "decision"
+    action: str
+    subject: str
+    run: Name | None = None
+    decision: Decision
+
+
+RunEvent = (
+    Submitted
+    | Planned
+    | Restarted
+    | Joined
+    | Lost
+    | Answered
+    | Merged
+    | Expired
+    | Refused
+    | Broken
+    | Cancelled
+    | Published
+)
+Event = Annotated[
+    RunEvent | Aliased | Deployed | Undeployed | Invited | Enrolled | Connected | Disconnected | Crossed | Decided,
+    Field(discriminator="kind"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)

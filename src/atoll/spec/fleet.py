@@ -1,0 +1,74 @@
+"""What exists: sites, their machines and datasets, and the links between them, as measured."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from atoll.spec.document import Digest, Document, Name
+
+
+class Device(Document):
+    kind: Literal["cpu", "cuda"] = "cpu"
+    flops: PositiveFloat = 1e10  # sustained float32 operations a second
+    memory_bytes: PositiveInt = 1 << 30
+
+
+class Node(Document):
+    name: str = "node"
+    devices: tuple[Device, ...] = (Device(),)
+
+
+class Dataset(Document):
+    """What a site tells about a dataset: its shape and terms, never a value out of it."""
+
+    name: Name
+    rows: NonNegativeInt
+    bytes: NonNegativeInt = 0
+    columns: dict[str, str] = {}  # column -> Arrow type
+    fingerprint: Digest  # over the file's bytes
+    purposes: tuple[str, ...] = ()  # what the owner grants it for
+    min_group: NonNegativeInt = 10  # groups of fewer rows are suppressed in query results
+
+
+class Site(Document):
+    """One owner's trust domain."""
+
+    name: Name
+    owner: str = "me"
+    region: str = "here"
+    nodes: tuple[Node, ...] = (Node(),)
+    datasets: tuple[Dataset, ...] = ()
+
+    def dataset(self, name: str) -> Dataset | None:
+        return next((dataset for dataset in self.datasets if dataset.name == name), None)
+
+
+class Link(Document):
+    """Measured between a site and the hub."""
+
+    site: Name
+    bandwidth: PositiveFloat = 1e9  # bytes per second
+    latency: NonNegativeFloat = 1e-3  # seconds, one round trip
+
+
+class Profile(Document):
+    """What a site measured of a task before planning: a worker built the model and timed its training step."""
+
+    parameters: NonNegativeInt
+    step_seconds: PositiveFloat  # one inner step at the job's batch size on one rank
+    memory_bytes: NonNegativeInt = 0  # resident memory of that worker
+
+
+class Fleet(Document):
+    sites: tuple[Site, ...] = Field(default=())
+    links: tuple[Link, ...] = ()
+
+    def site(self, name: str) -> Site | None:
+        return next((site for site in self.sites if site.name == name), None)
+
+    def link(self, site: str) -> Link:
+        return next((link for link in self.links if link.site == site), Link(site=site))
+
+    def holding(self, dataset: str) -> tuple[Site, ...]:
+        """Return the sites that have a dataset of this name."""
+        return tuple(site for site in self.sites if site.dataset(dataset) is not None)

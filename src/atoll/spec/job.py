@@ -1,0 +1,113 @@
+"""What is asked: the document a user submits."""
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
+from atoll.errors import Invalid
+from atoll.spec.document import Document, Name, near_miss, parse
+from atoll.spec.plan import Layout, Sync
+
+
+class TaskRef(Document):
+    """The user's Python: a file beside the job document and the class in it that follows `atoll.spec.task.Task`."""
+
+    file: str
+    name: str
+    params: dict[str, JsonValue] = {}  # keyword arguments of the class
+
+
+class Data(Document):
+    """Which examples: a dataset by name, at every site that has it unless `sites` names some."""
+
+    dataset: Name
+    sites: tuple[Name, ...] | None = None
+    holdout: float = Field(default=0.2, ge=0, lt=1)  # share of the rows kept for evaluation, drawn by `seed`
+    statistics: tuple[str, ...] = ()  # numeric columns whose count, sum and sum of squares the sites pool first
+    evaluate: tuple[Name, ...] | None = None  # sites that evaluate; by default each one that has the dataset
+
+
+class Optimiser(Document):
+    """The inner optimiser, as in torch.optim."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "sgd"
+    rate: PositiveFloat = 0.1
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class _Asked(Document):
+    name: Name
+    purpose: str  # what the data are used for; owners grant datasets by purpose
+
+
+class TrainJob(_Asked):
+    """Train a task's model and register it under `model` (by default the job's name)."""
+
+    kind: Literal["train"] = "train"
+    task: TaskRef
+    data: Data
+    model: Name | None = None
+    steps: PositiveInt = 100  # inner steps at each site
+    batch: PositiveInt = 32  # examples of one inner step at one site, over all its ranks
+    optimiser: Optimiser = Optimiser()
+    seed: int = Field(default=0, ge=0)
+    sync: Sync | None = None  # pins the outer sync; left out, the planner chooses
+    layout: Layout | None = None  # pins the inner layout of every site
+
+
+class EvaluateJob(_Asked):
+    """Evaluate a registered model on a dataset's held-out rows, at the sites."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: str  # name@version or name@alias
+    data: Data
+    seed: int = Field(default=0, ge=0)
+
+
+class PredictJob(_Asked):
+    """Run a registered model over a dataset where it lies; answers stay at the site as dataset `output`."""
+
+    kind: Literal["predict"] = "predict"
+    model: str
+    data: Data
+    output: Name = "predictions"
+
+
+class QueryJob(_Asked):
+    """Ask one aggregate of a dataset in SQL: answered at each site, merged at the hub."""
+
+    kind: Literal["query"] = "query"
+    sql: str
+    dataset: Name
+    sites: tuple[Name, ...] | None = None
+
+
+Job = Annotated[TrainJob | EvaluateJob | PredictJob | QueryJob, Field(discriminator="kind")]
+JOBS: dict[str, type[TrainJob | EvaluateJob | PredictJob | QueryJob]] = {
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+    "predict": PredictJob,
+    "query": QueryJob,
+}
+_ADAPTER: TypeAdapter[Job] = TypeAdapter(Job)
+
+
+def parse_job(data: Any, source: str) -> Job:
+    """Validate a job document; raise `Invalid` with the path, the value and the mend of each wrong field."""
+    if not isinstance(data, dict):
+        raise Invalid(f"{source}: a job is a table of fields; begin it with kind: train")
+    kind = cast("dict[str, Any]", data).get("kind")
+    if kind is None:
+        raise Invalid(f"{source}: kind: required and missing; add kind: train")
+    if kind not in JOBS:
+        raise Invalid(f"{source}: kind: {kind!r}{near_miss(str(kind), list(JOBS))}")
+    return parse(JOBS[kind], data, source)
+
+
+def job_from_json(text: bytes | str) -> Job:
+    """Read back a job that `parse_job` accepted before."""
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        raise Invalid(f"stored job: {error.error_count()} wrong fields; it was written by another version") from error

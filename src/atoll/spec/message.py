@@ -1,0 +1,232 @@
+"""What hub and agent, and agent and worker, say to each other. Tensors travel beside these, never in them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, NonNegativeInt, TypeAdapter
+
+from atoll.spec.document import Digest, Document, Name
+from atoll.spec.event import Answer, ColumnSums, Totals, Work
+from atoll.spec.fleet import Profile, Site
+from atoll.spec.job import Data, Job, Optimiser
+from atoll.spec.model import Moments, Signature
+from atoll.spec.plan import Layout, Sync
+from atoll.spec.policy import Decision, Request
+
+# --- hub -> agent ---------------------------------------------------------------------------------------------
+
+
+class Assign(Document):
+    """Do this stage of the run. A lower (epoch, position) than one already seen is refused."""
+
+    kind: Literal["assign"] = "assign"
+    run: Name
+    epoch: NonNegativeInt
+    position: NonNegativeInt
+    work: Work
+    job: Job
+    sync: Sync
+    layout: Layout = Layout()
+    version: NonNegativeInt = 0
+    steps: NonNegativeInt = 0  # inner steps of this round
+    done: NonNegativeInt = 0  # inner steps of the run before it
+    code: Digest | None = None
+    weights: Digest | None = None
+    signature: Signature = ()
+    statistics: dict[str, Moments] = {}
+    user: str = "local"
+    task: "TaskName | None" = None
+
+
+class TaskName(Document):
+    """The class to run: file and name in the bundle, and its keyword arguments."""
+
+    file: str
+    name: str
+    params: dict[str, JsonValue] = {}
+
+
+class Ask(Document):
+    """May these be done at your site? The agent decides by the owner's policy."""
+
+    kind: Literal["ask"] = "ask"
+    number: NonNegativeInt
+    requests: tuple[Request, ...]
+
+
+class Release(Document):
+    """The run is over (or no longer yours): stop its work and drop what was kept for it."""
+
+    kind: Literal["release"] = "release"
+    run: Name
+    words: str = ""
+
+
+class Welcome(Document):
+    """The session is open; beat at least every `heartbeat` seconds."""
+
+    kind: Literal["welcome"] = "welcome"
+    heartbeat: float
+
+
+# --- agent -> hub ---------------------------------------------------------------------------------------------
+
+
+class Hello(Document):
+    kind: Literal["hello"] = "hello"
+    site: Site
+
+
+class Decisions(Document):
+    kind: Literal["decisions"] = "decisions"
+    number: NonNegativeInt
+    decisions: tuple[Decision, ...]
+
+
+class Done(Document):
+    """An assignment's answer that carries no tensors."""
+
+    kind: Literal["done"] = "done"
+    run: Name
+    answer: Answer
+
+
+class Refusal(Document):
+    kind: Literal["refusal"] = "refusal"
+    run: Name
+    words: str
+
+
+class Failure(Document):
+    kind: Literal["failure"] = "failure"
+    run: Name
+    position: NonNegativeInt
+    words: str
+
+
+class Progress(Document):
+    """How far an assignment is: counts only, nothing computed from the data."""
+
+    kind: Literal["progress"] = "progress"
+    run: Name
+    position: NonNegativeInt
+    state: str  # "fetching code", "starting", "training", "sending"
+    step: NonNegativeInt = 0
+    steps: NonNegativeInt = 0
+
+
+class Beat(Document):
+    """Either side: I am here."""
+
+    kind: Literal["beat"] = "beat"
+
+
+Message = Annotated[
+    Assign | Ask | Release | Welcome | Hello | Decisions | Done | Refusal | Failure | Progress | Beat,
+    Field(discriminator="kind"),
+]
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+class Parcel(Document):
+    """Header of a tensor stream: whose, for what, how long, how encoded."""
+
+    run: Name
+    purpose: Literal["update", "weights", "code"]
+    size: NonNegativeInt  # elements of the flat float32 vector; bytes when purpose is code
+    digest: Digest | None = None  # asked for (weights, code)
+    wire: tuple[str, ...] = ()
+    answer: Answer | None = None  # with an update or initial weights
+
+
+# --- agent -> worker and back ---------------------------------------------------------------------------------
+
+
+class Open(Document):
+    """First order: import the task and turn the granted dataset into examples. Paths are the site's own."""
+
+    kind: Literal["open"] = "open"
+    bundle: str  # folder of the approved code
+    task: TaskName
+    path: str  # the dataset
+    format: str
+    data: Data
+    seed: int
+    statistics: dict[str, Moments] = {}
+
+
+class Initialise(Document):
+    """Write a new model's flat weights to `output`."""
+
+    kind: Literal["initialise"] = "initialise"
+    seed: int
+    output: str
+
+
+class Train(Document):
+    """Take `steps` steps from `weights`; write the flat delta (or mean gradient) to `output`."""
+
+    kind: Literal["train"] = "train"
+    seed: int
+    weights: str
+    signature: Signature
+    output: str
+    state_in: str | None = None  # inner optimiser state to start from
+    state_out: str | None = None
+    done: NonNegativeInt
+    steps: NonNegativeInt
+    batch: int
+    optimiser: Optimiser
+    sync: Sync
+
+
+class Probe(Document):
+    """Build the model, time a few steps of it and report a `Profile`; nothing is kept."""
+
+    kind: Literal["probe"] = "probe"
+    seed: int
+    batch: int
+    optimiser: Optimiser
+
+
+class Evaluate(Document):
+    kind: Literal["evaluate"] = "evaluate"
+    weights: str
+    signature: Signature
+    heldout: bool = True
+
+
+class Predict(Document):
+    """Answer for every row; write the answers as Parquet to `output`."""
+
+    kind: Literal["predict"] = "predict"
+    weights: str
+    signature: Signature
+    output: str
+
+
+class Measure(Document):
+    """Sum the columns named in the job's `data.statistics` over the training rows."""
+
+    kind: Literal["measure"] = "measure"
+    columns: tuple[str, ...]
+
+
+Order = Annotated[Open | Probe | Initialise | Train | Evaluate | Predict | Measure, Field(discriminator="kind")]
+ORDER: TypeAdapter[Order] = TypeAdapter(Order)
+
+
+class Reply(Document):
+    """A worker's word on an order. `failed` is a sentence for the user; `step` where it happened."""
+
+    failed: str | None = None
+    progress: NonNegativeInt | None = None  # a step was taken; the order goes on
+    examples: NonNegativeInt = 0
+    loss: float | None = None
+    signature: Signature = ()
+    profile: Profile | None = None
+    totals: dict[str, Totals] = {}
+    sums: dict[str, ColumnSums] = {}
+    rows: NonNegativeInt = 0
+
+
+Assign.model_rebuild()

@@ -1,0 +1,200 @@
+"""What was decided: an inner layout per site, one outer sync, its price, and why."""
+
+from typing import Any, Literal, Self, cast
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from atoll.spec.document import Document, Name, near_miss
+
+
+class Layout(Document):
+    """How one site computes: the degrees of its device mesh. Their product is the number of ranks."""
+
+    data: PositiveInt = 1
+    shard: Literal[1] = 1  # FSDP, tensor and pipeline degrees have their place; the inner plane takes 1 today
+    tensor: Literal[1] = 1
+    pipeline: Literal[1] = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.data * self.shard * self.tensor * self.pipeline
+
+
+class Outer(Document):
+    """The optimiser that turns the merged update into the next version.
+
+    sgd: Nesterov or heavy-ball momentum as in torch.optim.SGD. adam, yogi, adagrad: FedOpt (Reddi et al., 2021),
+    with bias correction so that exchanged gradients with `adam` are exactly centralised Adam.
+    """
+
+    kind: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
+    rate: PositiveFloat = 1.0
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: PositiveFloat = 1e-8
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0; set momentum: 0.9")
+        return self
+
+
+class Transform(Document):
+    """One step of what the agent does to an update before it leaves.
+
+    clip: scale the whole update to an L2 norm of at most `value`. int8: symmetric quantisation per block of 1024.
+    """
+
+    kind: Literal["clip", "int8"]
+    value: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _clip_has_a_bound(self) -> Self:
+        if self.kind == "clip" and self.value is None:
+            raise ValueError("clip needs a bound; set value: 1.0")
+        if self.kind == "int8" and self.value is not None:
+            raise ValueError("int8 takes no value; remove it")
+        return self
+
+
+class Wait(Document):
+    """Whom a round waits for.
+
+    all: every site of the run. quorum: once `deadline` seconds have passed, `count` sites are enough.
+    buffer: `count` updates, from whoever sends them first (asynchronous, FedBuff); an update that is s versions
+    old weighs 1/(1+s)**`staleness`. A round that `patience` seconds could not settle fails the run.
+    """
+
+    kind: Literal["all", "quorum", "buffer"] = "all"
+    count: PositiveInt | None = None
+    deadline: PositiveFloat = 30.0
+    patience: PositiveFloat = 600.0
+    staleness: float = Field(default=0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _count_where_needed(self) -> Self:
+        if self.kind != "all" and self.count is None:
+            raise ValueError(f"{self.kind} needs a count of sites; set count: 2")
+        if self.kind == "all" and self.count is not None:
+            raise ValueError("all waits for every site; remove count, or use kind: quorum")
+        return self
+
+
+class Sync(Document):
+    """How sites agree: one point of the outer space. The named algorithms are presets of this document."""
+
+    preset: str | None = None  # the name it was made from, kept for the reader
+    exchange: Literal["gradient", "delta"] = "delta"
+    period: PositiveInt = 1  # inner steps between two exchanges
+    wait: Wait = Wait()
+    merge: Literal["mean", "weighted_mean", "median", "trimmed_mean"] = "weighted_mean"
+    trim: float = Field(default=0.1, ge=0, lt=0.5)  # trimmed_mean: the share cut off at each end
+    outer: Outer = Outer()
+    wire: tuple[Transform, ...] = ()
+    proximal: float = Field(default=0.0, ge=0)  # FedProx mu: pulls each site's steps towards the round's start
+    keep_optimiser: bool = False  # keep the inner optimiser's state from round to round (DiLoCo does)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"preset": data}
+        if not isinstance(data, dict):
+            return data
+        table = cast("dict[str, Any]", data)
+        name = table.get("preset")
+        if name is None:
+            return table
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}{near_miss(str(name), list(PRESETS))}")
+        return _overlay(PRESETS[name], table)
+
+    @model_validator(mode="after")
+    def _gradients_step_outside(self) -> Self:
+        if self.exchange == "gradient" and self.proximal:
+            raise ValueError("proximal pulls local steps, and exchange: gradient takes none; use exchange: delta")
+        return self
+
+
+def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _overlay(cast("dict[str, Any]", below), cast("dict[str, Any]", value)) if both else value
+    return merged
+
+
+_FEDOPT = {"rate": 0.03, "beta2": 0.99, "epsilon": 1e-3}
+
+# Famous names for points of the space: each line is all there is to it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "data_parallel": {"exchange": "gradient", "period": 1, "outer": {"rate": 0.1}},
+    "parameter_server": {
+        "exchange": "gradient",
+        "period": 1,
+        "wait": {"kind": "buffer", "count": 1},
+        "outer": {"rate": 0.1},
+    },
+    "fedavg": {"period": 10},  # McMahan et al., 2017
+    "fedavgm": {"period": 10, "outer": {"momentum": 0.9}},  # Hsu et al., 2019
+    "fedprox": {"period": 10, "proximal": 0.01},  # Li et al., 2020
+    "fedadam": {
+        "period": 10,
+        "outer": {"kind": "adam", **_FEDOPT},
+    },  # Reddi et al., 2021
+    "fedyogi": {
+        "period": 10,
+        "outer": {"kind": "yogi", **_FEDOPT},
+    },  # Reddi et al., 2021
+    "fedbuff": {"period": 10, "wait": {"kind": "buffer", "count": 2}},  # Nguyen et al., 2022
+    "diloco": {  # Douillard et al., 2023
+        "period": 50,
+        "merge": "mean",
+        "outer": {"rate": 0.7, "momentum": 0.9, "nesterov": True},
+        "keep_optimiser": True,
+    },
+}
+
+
+class Price(Document):
+    """What a candidate is predicted to cost, by the stated model in `atoll.planner.price`."""
+
+    seconds: float
+    compute_seconds: float
+    transfer_seconds: float
+    bytes: int  # over all links and rounds, both ways
+    memory_bytes: int  # of the largest rank
+
+
+class Reason(Document):
+    """Why a candidate was chosen or rejected: by whom or what, and in words."""
+
+    by: str  # "policy of zurich (rule hospital.no-rows)", "price", "the job", "capability"
+    words: str
+
+
+class Candidate(Document):
+    """One point that was considered."""
+
+    name: str  # "gather the data", "exchange every step", "fedavg, period 20"
+    sync: Sync | None = None  # None: rows would move to one place
+    layouts: dict[Name, Layout] = {}
+    price: Price | None = None
+    rejected: tuple[Reason, ...] = ()
+
+
+class Plan(Document):
+    """How a run will be carried out. `sites` train in this order; `evaluators` hold examples to evaluate on."""
+
+    sites: tuple[Name, ...]
+    evaluators: tuple[Name, ...] = ()
+    layouts: dict[Name, Layout]
+    sync: Sync
+    rounds: int = Field(ge=0)
+    price: Price | None = None
+    reasons: tuple[Reason, ...] = ()
+    considered: tuple[Candidate, ...] = ()

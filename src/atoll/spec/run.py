@@ -1,0 +1,86 @@
+"""What a run looks like from outside: a view folded from the journal and from live progress, never stored."""
+
+from typing import Literal
+
+from atoll.spec.document import Document, Name
+from atoll.spec.event import Result
+from atoll.spec.plan import Plan
+
+RunState = Literal["planning", "running", "finished", "failed", "cancelled", "interrupted"]
+
+
+class SiteProgress(Document):
+    """One site's part of a run, as last heard of."""
+
+    connected: bool = False
+    state: str = "waiting"  # "fetching code", "starting", "training", "sending", "answered", "lost"
+    step: int = 0
+    steps: int = 0
+
+
+class RunView(Document):
+    """State of one run. `interrupted`: a hub died under it; `atoll resume` goes on with it."""
+
+    run: Name
+    name: str
+    job_kind: str
+    purpose: str
+    user: str
+    state: RunState
+    work: str = ""  # the stage: measure, initialise, train, evaluate, ...
+    round: int = 0  # train rounds merged
+    rounds: int = 0
+    loss: float | None = None  # weighted mean over sites in the last merged round
+    losses: tuple[float, ...] = ()
+    sites: dict[str, SiteProgress] = {}
+    bytes_up: int = 0
+    bytes_down: int = 0
+    started: float = 0.0  # seconds since the epoch
+    seconds: float = 0.0
+    words: str = ""  # why it failed or was cancelled
+    plan: Plan | None = None
+    result: Result | None = None
+
+
+class Traffic(Document):
+    """What crossed one site's border, in one direction, of one kind; refusals counted apart."""
+
+    site: str
+    direction: Literal["out", "in"]
+    kind: str
+    count: int
+    bytes: int
+    refused: int = 0
+
+
+class SiteView(Document):
+    """A site as the hub sees it."""
+
+    name: str
+    owner: str
+    region: str
+    connected: bool
+    datasets: tuple[str, ...] = ()
+    devices: int = 0
+    latency_ms: float | None = None
+    words: str = ""
+
+
+class DeploymentView(Document):
+    """A deployment and where it answers."""
+
+    name: str
+    model: str
+    url: str
+    state: Literal["starting", "answering", "stopped", "failed"]
+    words: str = ""
+
+
+class Verdict(Document):
+    """What verifying a journal found; `bad` is the number of the first entry that does not fit."""
+
+    journal: str
+    entries: int
+    intact: bool
+    bad: int | None = None
+    words: str = ""

@@ -1,0 +1,1 @@
+"""Ready-made tasks; empty until the first of them is built."""
