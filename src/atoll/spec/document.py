@@ -124,7 +124,7 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> list[str]:
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"]) or "(document)"
         value = item.get("input")
-        shown = repr(cast("Any", value))
+        shown = repr(value)
         if isinstance(value, dict | list):
             shown = "a table" if isinstance(value, dict) else "a list"
         shown = shown if len(shown) <= 80 else shown[:77] + "..."

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from atoll.spec.document import Digest, Document, Name
-from atoll.spec.fleet import Profile, Site
+from atoll.spec.fleet import Link, Profile, Site
 from atoll.spec.job import Job
 from atoll.spec.model import Deployment, Model, Moments, Signature
 from atoll.spec.plan import Plan
@@ -89,6 +89,7 @@ class Restarted(Document):
 
     kind: Literal["run.restarted"] = "run.restarted"
     run: Name
+    missing: tuple[Name, ...] = ()  # sites whose update of the open round is not in the spool any more
 
 
 class Joined(Document):
@@ -205,6 +206,7 @@ class Enrolled(Document):
 class Connected(Document):
     kind: Literal["site.connected"] = "site.connected"
     site: Site
+    link: Link | None = None
 
 
 class Disconnected(Document):

@@ -6,7 +6,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, TypeAdapter
 
 from atoll.spec.document import Digest, Document, Name
 from atoll.spec.event import Answer, ColumnSums, Totals, Work
-from atoll.spec.fleet import Profile, Site
+from atoll.spec.fleet import Link, Profile, Site
 from atoll.spec.job import Data, Job, Optimiser
 from atoll.spec.model import Moments, Signature
 from atoll.spec.plan import Layout, Sync
@@ -74,6 +74,7 @@ class Welcome(Document):
 class Hello(Document):
     kind: Literal["hello"] = "hello"
     site: Site
+    link: Link | None = None
 
 
 class Decisions(Document):
@@ -131,8 +132,8 @@ class Parcel(Document):
     """Header of a tensor stream: whose, for what, how long, how encoded."""
 
     run: Name
-    purpose: Literal["update", "weights", "code"]
-    size: NonNegativeInt  # elements of the flat float32 vector; bytes when purpose is code
+    purpose: Literal["update", "weights", "code", "probe"]
+    size: NonNegativeInt  # elements of the flat float32 vector; bytes when purpose is code or probe
     digest: Digest | None = None  # asked for (weights, code)
     wire: tuple[str, ...] = ()
     answer: Answer | None = None  # with an update or initial weights

@@ -70,6 +70,7 @@ class Model(Document):
     file: str  # file of the bundle that holds the class
     params: dict[str, JsonValue] = {}
     signature: Signature
+    columns: dict[str, str] = {}  # Arrow types of the rows it was trained on, which a request's rows follow
     statistics: dict[str, Moments] = {}
     metrics: dict[str, float] = {}
     lineage: Lineage

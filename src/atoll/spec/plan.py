@@ -192,6 +192,7 @@ class Plan(Document):
 
     sites: tuple[Name, ...]
     evaluators: tuple[Name, ...] = ()
+    initialiser: Name | None = None  # the site that builds the first weights; the first of `sites` when left out
     layouts: dict[Name, Layout]
     sync: Sync
     rounds: int = Field(ge=0)

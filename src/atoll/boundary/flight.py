@@ -1,0 +1,339 @@
+"""A channel over Arrow Flight: one port at the hub, none at a site, one DoExchange for each conversation.
+
+The session is a long-lived exchange that carries messages as JSON in `app_metadata`, so that an assignment is pushed
+within a millisecond and a killed peer is noticed at once; silence is noticed by heartbeats. A stream is a short
+exchange of record batches of about 1 MiB, closed by a receipt. No pickle, and no tensor inside JSON.
+
+Plaintext on loopback: the server refuses any other address until sites have certificates.
+"""
+
+import contextlib
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from atoll import errors
+from atoll.boundary.channel import HEARTBEAT, SILENCE, Bytes, Desk, Frame, FrameLike
+from atoll.errors import AtollError, Denied, Invalid, LinkLost, Unavailable
+from atoll.spec.document import parse_json
+from atoll.spec.message import MESSAGE, Beat, Message, Parcel
+
+_SCHEMA = pa.schema([("offset", pa.int64()), ("length", pa.int64()), ("data", pa.binary()), ("scales", pa.binary())])
+_FRAME_LIMIT = 16 << 20  # bytes in one batch; ours carry about 1 MiB
+_MESSAGE_LIMIT = 4 << 20  # bytes of one JSON message
+_BULK_DEADLINE = 600.0  # seconds for one stream
+_HELLO_DEADLINE = 10.0  # seconds for a call that should answer at once
+
+
+def _batch(frame: FrameLike) -> pa.RecordBatch:
+    def binary(data: Bytes) -> pa.Array:
+        offsets = pa.py_buffer(b"\0\0\0\0" + len(data).to_bytes(4, "little"))
+        return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(data)])
+
+    columns = [pa.array([frame.offset]), pa.array([frame.length]), binary(frame.data), binary(frame.scales)]
+    return pa.record_batch(columns, schema=_SCHEMA)
+
+
+def _frame(batch: pa.RecordBatch) -> Frame:
+    if batch.schema != _SCHEMA or batch.num_rows != 1:
+        raise Invalid("stream: a batch is one row of offset, length, data and scales; send it so")
+    if batch.nbytes > _FRAME_LIMIT:
+        raise Invalid(f"stream: a batch of {batch.nbytes} bytes is over the limit of {_FRAME_LIMIT}; send smaller ones")
+    offset, length = batch.column(0)[0].as_py(), batch.column(1)[0].as_py()
+    data, scales = (batch.column(index)[0].as_buffer() for index in (2, 3))
+    if None in (offset, length, data, scales):
+        raise Invalid("stream: a batch has an empty field; send all four")
+    return Frame(offset, length, memoryview(data), memoryview(scales))
+
+
+def _error(error: AtollError) -> bytes:
+    return json.dumps({"error": type(error).__name__, "words": str(error)}).encode()
+
+
+def _raise(answer: dict[str, Any]) -> None:
+    if "error" in answer:
+        kind = getattr(errors, str(answer["error"]), AtollError)
+        known = isinstance(kind, type) and issubclass(kind, AtollError)
+        raise (kind if known else AtollError)(str(answer.get("words", "")))
+
+
+def _check_free(port: int) -> None:
+    """Raise `Unavailable` when the port is taken: gRPC itself would share it with the other server and say nothing."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            words = f"port {port} for sites: cannot be used ({error.strerror}); choose another with --site-port"
+            raise Unavailable(words) from None
+
+
+class _Session:
+    """The hub's end of one site's session: whoever calls `send` never waits for the network."""
+
+    def __init__(self) -> None:
+        self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.over = threading.Event()
+
+    def send(self, message: Message) -> None:
+        if self.over.is_set():
+            raise LinkLost("the session is over")
+        self._outbox.put(message)
+
+    def next(self) -> Message | None:
+        try:
+            return self._outbox.get(timeout=HEARTBEAT) or None
+        except queue.Empty:
+            return Beat()
+
+    def end(self) -> None:
+        self.over.set()
+        self._outbox.put(None)
+
+
+class FlightServer(fl.FlightServerBase):
+    """The hub's port."""
+
+    def __init__(self, desk: Desk, port: int = 0) -> None:
+        self._desk = desk
+        self._sessions: set[_Session] = set()
+        _check_free(port)
+        super().__init__(f"grpc://127.0.0.1:{port}", middleware={"site": _Admission(desk)})
+
+    @property
+    def address(self) -> str:
+        return f"grpc://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        """End every session, then the server; no conversation is left open."""
+        for session in list(self._sessions):
+            session.end()
+        self.shutdown()
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        site = context.get_middleware("site").site
+        verb, _, body = bytes(descriptor.command).partition(b" ")
+        writer.begin(_SCHEMA)
+        try:
+            match verb:
+                case b"session":
+                    self._session(site, context, reader, writer)
+                case b"put":
+                    parcel = parse_json(Parcel, body, f"{site}: parcel")
+                    self._desk.take(site, parcel, _frames(reader))
+                    writer.write_metadata(b"{}")
+                case b"get":
+                    header, frames = self._desk.give(site, parse_json(Parcel, body, f"{site}: parcel"))
+                    writer.write_metadata(header.model_dump_json().encode())
+                    for frame in frames:
+                        writer.write_batch(_batch(frame))
+                case _:
+                    raise Invalid(f"{site}: a conversation begins with session, put or get; this one does not")
+        except AtollError as error:
+            # The other end learns the reason in the stream itself; gRPC's own status would lose its type.
+            with contextlib.suppress(pa.ArrowException, OSError):
+                writer.write_metadata(_error(error))
+
+    def _session(self, site: str, context: Any, reader: Any, writer: Any) -> None:
+        session = _Session()
+        self._sessions.add(session)
+        last = [time.monotonic()]
+        threading.Thread(target=self._listen, args=(site, reader, session, last), daemon=True).start()
+        self._desk.opened(site, session.send)
+        words = "the site closed its session"
+        try:
+            while not session.over.is_set() and not context.is_cancelled():
+                message = session.next()
+                if time.monotonic() - last[0] > SILENCE:
+                    words = f"not heard for {SILENCE:g} s"
+                    break
+                if message is not None:
+                    writer.write_metadata(MESSAGE.dump_json(message))
+        except (pa.ArrowException, OSError) as error:
+            words = f"the link broke ({type(error).__name__})"
+        finally:
+            session.end()
+            self._sessions.discard(session)
+            self._desk.closed(site, session.send, words)
+
+    def _listen(self, site: str, reader: Any, session: _Session, last: list[float]) -> None:
+        """Hand on what the site says, until its stream ends."""
+        try:
+            while True:
+                data = bytes(reader.read_chunk().app_metadata)
+                last[0] = time.monotonic()
+                if len(data) > _MESSAGE_LIMIT:
+                    break
+                message = MESSAGE.validate_json(data)
+                if not isinstance(message, Beat):
+                    self._desk.heard(site, message)
+        except (StopIteration, pa.ArrowException, OSError, ValueError, AtollError):
+            pass  # an ended, broken or ill-formed stream all mean the same: this session is over
+        finally:
+            session.end()
+
+
+def _frames(reader: Any) -> Iterator[Frame]:
+    """Yield the frames a peer sends; a link that breaks half way is `LinkLost`, never a short stream."""
+    try:
+        for chunk in reader:
+            if chunk.data is not None:
+                yield _frame(chunk.data)
+    except (pa.ArrowException, OSError) as error:
+        raise LinkLost(f"the stream broke off ({type(error).__name__})") from None
+
+
+class _Admission(fl.ServerMiddlewareFactory):
+    """Lets a call in only with a known site's secret, or a token that makes one."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> "_Admitted":
+        scheme, _, credential = next(iter(headers.get("authorization", [])), "").partition(" ")
+        site, _, secret = credential.partition(":")
+        if scheme == "Token":
+            token, _, secret = secret.partition(":")
+            try:
+                self._desk.enrol(site, token, secret)
+            except AtollError as error:
+                raise fl.FlightUnauthenticatedError(str(error)) from None
+        elif scheme != "Bearer" or not self._desk.admits(site, secret):
+            raise fl.FlightUnauthenticatedError(f"site {site!r} is not known by this secret; join with a token")
+        return _Admitted(site)
+
+
+class _Admitted(fl.ServerMiddleware):
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.site = site
+
+
+class FlightChannel:
+    """A site's end: dials out, keeps one session open and opens a stream for each parcel."""
+
+    def __init__(self, address: str, site: str, secret: str, token: str | None = None) -> None:
+        self._address, self._site = address, site
+        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._open = True
+        self._heard = time.monotonic()
+        credential = f"Token {site}:{token}:{secret}" if token else f"Bearer {site}:{secret}"
+        self._headers = [(b"authorization", f"Bearer {site}:{secret}".encode())]
+        self._client = fl.connect(address)
+        with _told(address):
+            self._client.wait_for_available(timeout=_HELLO_DEADLINE)
+            options = fl.FlightCallOptions(headers=[(b"authorization", credential.encode())])
+            self._writer, self._reader = self._client.do_exchange(fl.FlightDescriptor.for_command(b"session "), options)
+            self._writer.begin(_SCHEMA)
+            self._writer.write_metadata(MESSAGE.dump_json(Beat()))
+        threading.Thread(target=self._listen, daemon=True, name=f"{site}-listen").start()
+        threading.Thread(target=self._beat, daemon=True, name=f"{site}-beat").start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                data = bytes(self._reader.read_chunk().app_metadata)
+                self._heard = time.monotonic()
+                answer = json.loads(data)
+                _raise(answer)
+                message = MESSAGE.validate_python(answer)
+                if not isinstance(message, Beat):
+                    self._inbox.put(message)
+        except (StopIteration, pa.ArrowException, OSError, ValueError, AtollError):
+            pass  # however the hub's stream ends, the session is over and the agent dials again
+        finally:
+            self._open = False
+            self._inbox.put(None)
+
+    def _beat(self) -> None:
+        while self._open:
+            time.sleep(HEARTBEAT)
+            with contextlib.suppress(LinkLost):
+                self.send(Beat())
+            if time.monotonic() - self._heard > SILENCE:
+                self._open = False
+                self._inbox.put(None)
+
+    def send(self, message: Message) -> None:
+        self._alive()
+        with self._lock, _told(self._address):
+            self._writer.write_metadata(MESSAGE.dump_json(message))
+
+    def receive(self, timeout: float) -> Message | None:
+        try:
+            message = self._inbox.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if message is None:
+            self._inbox.put(None)  # the next caller learns it too
+            raise LinkLost(f"{self._address}: the session with the hub is over; dial again")
+        return message
+
+    def put(self, parcel: Parcel, frames: Iterable[FrameLike]) -> None:
+        with _told(self._address):
+            writer, reader = self._exchange(b"put " + parcel.model_dump_json().encode())
+            try:
+                for frame in frames:
+                    writer.write_batch(_batch(frame))
+                writer.done_writing()
+            except (pa.ArrowException, OSError):
+                _raise(_reply(reader))  # a refusal ends the stream early; its reason is waiting in there
+                raise
+            _raise(_reply(reader))
+            writer.close()
+
+    def get(self, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
+        with _told(self._address):
+            writer, reader = self._exchange(b"get " + parcel.model_dump_json().encode())
+            writer.done_writing()
+            answer = _reply(reader)
+        _raise(answer)
+        return Parcel.model_validate(answer), _frames(reader)
+
+    def _exchange(self, command: bytes) -> tuple[Any, Any]:
+        self._alive()
+        options = fl.FlightCallOptions(timeout=_BULK_DEADLINE, headers=self._headers)
+        writer, reader = self._client.do_exchange(fl.FlightDescriptor.for_command(command), options)
+        writer.begin(_SCHEMA)
+        return writer, reader
+
+    def close(self) -> None:
+        self._open = False
+        with contextlib.suppress(pa.ArrowException, OSError), self._lock:
+            self._writer.done_writing()
+        with contextlib.suppress(pa.ArrowException, OSError):
+            self._client.close()
+
+    def _alive(self) -> None:
+        if not self._open:
+            raise LinkLost(f"{self._address}: the session with the hub is over; dial again")
+
+
+def _reply(reader: Any) -> dict[str, Any]:
+    """Return the JSON that the hub answers a parcel with."""
+    chunk = reader.read_chunk()
+    if chunk.app_metadata is None:
+        raise Invalid("stream: the hub sent tensors where its word was due")
+    return json.loads(bytes(chunk.app_metadata))
+
+
+@contextlib.contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Turn what Flight raises into the error tree."""
+    try:
+        yield
+    except fl.FlightUnauthenticatedError as error:
+        raise Denied(f"{address}: {str(error).split('. Detail')[0].split('. gRPC')[0]}") from None
+    except StopIteration:
+        raise LinkLost(f"{address}: the hub ended the stream without a word") from None
+    except (pa.ArrowException, OSError) as error:
+        raise LinkLost(f"{address}: {type(error).__name__}: the link to the hub broke") from None

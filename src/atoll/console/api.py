@@ -1,0 +1,345 @@
+"""The HTTP API of a hub: each route is one call of `Hub`, behind `atoll.console.guard`; and the dashboard's page."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from pydantic import Field, StringConstraints
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+import atoll
+from atoll.console.guard import SESSION_SECONDS, Guard, Keys, cookie_name, failure
+from atoll.errors import AtollError, Invalid, NotFound
+from atoll.planner.capacity import Outlook
+from atoll.registry.lineage import LineageTree
+from atoll.runtime.hub import Hub
+from atoll.spec.document import Document, Name, canonical
+from atoll.spec.fleet import Fleet
+from atoll.spec.job import Job
+from atoll.spec.model import Bundle, Deployment, Model
+from atoll.spec.plan import Plan
+from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
+
+USER = "local"  # one token stands for one person, until users have names of their own
+OVER = ("finished", "failed", "cancelled", "interrupted")  # interrupted: nothing changes until `atoll resume`
+BEAT = b": beat\n\n"  # a comment to a reader of server-sent events
+BEAT_SECONDS = 1.0  # how long a stream waits before it shows that it lives; also how fast it ends with the server
+PAUSE_SECONDS = 0.1  # between two views of one stream: a run may change with every step of every site
+
+Reference = Annotated[str, StringConstraints(max_length=130)]  # looked up, never part of a path
+
+
+class Submission(Document):
+    """A job and, when it trains, the code it needs."""
+
+    job: Job
+    bundle: Bundle | None = None
+
+
+class WhatIf(Submission):
+    """A job, and what would be otherwise: so many more sites; links and model so many times as fast and as big."""
+
+    sites: int | None = None
+    bandwidth: float | None = None
+    parameters: float | None = None
+
+
+class Promotion(Document):
+    alias: Name
+
+
+class Invitation(Document):
+    hours: float = Field(default=24.0, gt=0, le=24 * 30)
+
+
+def _hub(request: Request) -> Hub:
+    return request.app.state.hub
+
+
+def _keys(request: Request) -> Keys:
+    return request.app.state.keys
+
+
+Here = Annotated[Hub, Depends(_hub)]
+Door = Annotated[Keys, Depends(_keys)]
+v1 = APIRouter(prefix="/v1")
+page = APIRouter(include_in_schema=False)
+
+
+def create_app(hub: Hub, token: str) -> FastAPI:
+    """Make the ASGI app of ``hub``; whoever holds ``token`` may use it."""
+    keys = Keys(token)
+    app = FastAPI(
+        title="Atoll",
+        version=atoll.__version__,
+        docs_url=None,  # the stock pages load scripts from elsewhere
+        redoc_url=None,
+        middleware=[Middleware(Guard, keys=keys)],
+    )
+    app.state.hub, app.state.keys, app.state.closing = hub, keys, threading.Event()
+    app.add_exception_handler(AtollError, _tell)
+    app.add_exception_handler(RequestValidationError, _tell_fields)
+    app.add_exception_handler(HTTPException, _tell_route)
+    app.add_exception_handler(Exception, _tell_inner)
+    app.include_router(v1)
+    app.include_router(page)
+    return app
+
+
+# --- jobs and runs --------------------------------------------------------------------------------------------------
+
+
+@v1.get("/health")
+def health(keys: Door, challenge: Annotated[str, Field(max_length=100)] = "") -> dict[str, str]:
+    """Say that a hub answers here, and prove to the caller that it is the one whose token it holds."""
+    return {"version": atoll.__version__, "proof": keys.proof(challenge)}
+
+
+@v1.post("/jobs")
+def submit(hub: Here, body: Submission) -> dict[str, str]:
+    return {"run": hub.submit(body.job, body.bundle, USER)}
+
+
+@v1.post("/plan")
+def plan(hub: Here, body: Submission) -> Plan:
+    return hub.plan(body.job, body.bundle, USER)
+
+
+@v1.post("/capacity")
+def capacity(hub: Here, body: WhatIf) -> list[Outlook]:
+    return list(hub.capacity(body.job, body.bundle, USER, body.sites, body.bandwidth, body.parameters))
+
+
+@v1.get("/runs")
+def runs(hub: Here) -> list[RunView]:
+    return hub.runs()
+
+
+@v1.get("/runs/{run}")
+def run(hub: Here, run: Name) -> RunView:
+    return hub.run(run)
+
+
+@v1.get("/runs/{run}/events")
+def run_events(hub: Here, run: Name, request: Request) -> StreamingResponse:
+    """Server-sent events: the run's view at once and after each change, until the run is over."""
+    hub.run(run)  # an unknown run is a 404, which a stream that has begun could not say
+    return _stream(_views(hub, run, request.app.state.closing))
+
+
+@v1.post("/runs/{run}/cancel")
+def cancel(hub: Here, run: Name) -> RunView:
+    hub.cancel(run, USER)
+    return hub.run(run)
+
+
+@v1.get("/runs/{run}/traffic")
+def run_traffic(hub: Here, run: Name) -> list[Traffic]:
+    return hub.traffic(run)
+
+
+@v1.get("/runs/{run}/explain")
+def explain(hub: Here, run: Name) -> JSONResponse:
+    return JSONResponse([line.model_dump(mode="json") for line in hub.explain(run)])
+
+
+@v1.post("/resume")
+def resume(hub: Here) -> dict[str, list[str]]:
+    return {"runs": hub.resume()}
+
+
+@v1.get("/events")
+def events(hub: Here, request: Request) -> StreamingResponse:
+    """Server-sent events: all runs, without plans and results, whenever one of them changed."""
+    return _stream(_lists(hub, request.app.state.closing))
+
+
+# --- sites, models, deployments, the record -------------------------------------------------------------------------
+
+
+@v1.get("/fleet")
+def fleet(hub: Here) -> Fleet:
+    return hub.fleet()
+
+
+@v1.get("/sites")
+def sites(hub: Here) -> list[SiteView]:
+    return hub.sites()
+
+
+@v1.post("/sites/{site}/invites")
+def invite(hub: Here, site: Name, body: Invitation) -> dict[str, str]:
+    return {"token": hub.invite(site, body.hours)}
+
+
+@v1.get("/models")
+def models(hub: Here) -> list[Model]:
+    return hub.models()
+
+
+@v1.get("/aliases")
+def aliases(hub: Here) -> dict[str, dict[str, int]]:
+    return hub.aliases()
+
+
+@v1.get("/models/{reference}")
+def model(hub: Here, reference: Reference) -> Model:
+    return hub.model(reference)
+
+
+@v1.get("/models/{reference}/lineage")
+def lineage(hub: Here, reference: Reference) -> LineageTree:
+    return hub.lineage(reference)
+
+
+@v1.post("/models/{reference}/promote")
+def promote(hub: Here, reference: Reference, body: Promotion) -> Model:
+    return hub.promote(reference, body.alias, USER)
+
+
+@v1.get("/deployments")
+def deployments(hub: Here) -> list[DeploymentView]:
+    return hub.deployments()
+
+
+@v1.post("/deployments")
+def deploy(hub: Here, body: Deployment) -> DeploymentView:
+    return hub.deploy(body, USER)
+
+
+@v1.delete("/deployments/{name}")
+def undeploy(hub: Here, name: Name) -> dict[str, str]:
+    hub.undeploy(name, USER)
+    return {"stopped": name}
+
+
+@v1.get("/audit/verify")
+def verify(hub: Here) -> list[Verdict]:
+    return hub.verify()
+
+
+@v1.get("/traffic")
+def traffic(hub: Here) -> list[Traffic]:
+    return hub.traffic(None)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+_PAGE = Path(__file__).parent / "page"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+@v1.post("/login")
+def ticket(request: Request, keys: Door) -> dict[str, str]:
+    """Give the holder of the token a link that logs one browser in."""
+    return {"url": f"{request.base_url}login?token={keys.ticket()}"}
+
+
+@page.get("/login")
+def login(request: Request, keys: Door, token: str = "") -> Response:
+    answer = RedirectResponse("/", 303, headers=_HEADERS)
+    answer.set_cookie(
+        cookie_name(request.scope["server"][1]),
+        keys.session(token),
+        max_age=int(SESSION_SECONDS),
+        httponly=True,
+        samesite="strict",
+    )
+    return answer
+
+
+@page.get("/")
+def index() -> Response:
+    return _file("index.html", "text/html")
+
+
+@page.get("/app.js")
+def script() -> Response:
+    return _file("app.js", "text/javascript")
+
+
+@page.get("/style.css")
+def style() -> Response:
+    return _file("style.css", "text/css")
+
+
+def _file(name: str, kind: str) -> Response:
+    return Response((_PAGE / name).read_bytes(), media_type=f"{kind}; charset=utf-8", headers=_HEADERS)
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def _views(hub: Hub, run: str, closing: threading.Event) -> Iterator[bytes]:
+    seen = now = hub.wait(run, -1, 0.0)  # the counter before the view: what changes after it is never missed
+    while not closing.is_set():
+        view = hub.run(run)
+        yield _event(canonical(view))
+        if view.state in OVER:
+            return
+        time.sleep(PAUSE_SECONDS)
+        while not closing.is_set() and (now := hub.wait(run, seen, BEAT_SECONDS)) == seen:
+            yield BEAT  # a write is how the server learns that the reader has gone
+        seen = now
+
+
+def _lists(hub: Hub, closing: threading.Event) -> Iterator[bytes]:
+    shown = b""
+    while not closing.is_set():
+        views = [view.model_copy(update={"plan": None, "result": None, "losses": ()}) for view in hub.runs()]
+        text = canonical([view.model_dump(mode="json") for view in views])
+        yield _event(text) if text != shown else BEAT
+        shown = text
+        closing.wait(BEAT_SECONDS)
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def _stream(events: Iterator[bytes]) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def _tell(request: Request, error: Exception) -> Response:
+    return failure(error if isinstance(error, AtollError) else AtollError(str(error)))
+
+
+def _tell_fields(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return failure(Invalid("\n".join(_wrong_field(item) for item in error.errors())))
+
+
+def _wrong_field(item: dict[str, Any]) -> str:
+    """One line for one field; tables and long values are left out of it."""
+    path = ".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0])
+    value = item.get("input")
+    shown = "" if isinstance(value, dict | list) else f"{str(value)[:80]!r}: "
+    return f"{path}: {shown}{item['msg']}"
+
+
+def _tell_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = failure(NotFound(f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"))
+    answer.status_code = error.status_code
+    return answer
+
+
+def _tell_inner(request: Request, error: Exception) -> Response:
+    """A fault of our own: the caller gets a sentence, the hub's log (`--debug` shows it) the traceback."""
+    return failure(AtollError(f"the hub failed inside ({type(error).__name__}: {error}); run again with --debug"))

@@ -1,0 +1,289 @@
+"""Commands about sites, their data and their policies, the hub itself, the record, and the dashboard."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atoll.console.terminal import Json, of, rest, say
+
+PANEL, RECORD, OTHER = "Sites and data", "The record", "Other"
+SiteName = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.", show_default=False)]
+
+app = typer.Typer()
+site = typer.Typer(no_args_is_help=True, help="Make sites and invite them.")
+data = typer.Typer(no_args_is_help=True, help="Register datasets at a site and list them.")
+policy = typer.Typer(no_args_is_help=True, help="Check policy files.")
+hub_app = typer.Typer(no_args_is_help=True, help="Run the coordinator.")
+audit = typer.Typer(no_args_is_help=True, help="Prove the journal; see what happened and what crossed each border.")
+for group, name, panel in (
+    (site, "site", PANEL),
+    (data, "data", PANEL),
+    (policy, "policy", PANEL),
+    (hub_app, "hub", PANEL),
+    (audit, "audit", RECORD),
+):
+    app.add_typer(group, name=name, rich_help_panel=panel)
+
+
+# --- sites and data -------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=PANEL)
+def sites(context: typer.Context, as_json: Json = False) -> None:
+    """List the sites and whether they are connected.
+
+    Example: atoll sites
+    """
+    from atoll.console import show
+
+    with of(context).hub() as hub:
+        found = hub.sites()
+    of(context).emit(found, show.sites(found), as_json)
+
+
+@site.command("add")
+def site_add(
+    context: typer.Context,
+    name: SiteName,
+    owner: Annotated[str, typer.Option(help="Who owns it.")] = "me",
+    region: Annotated[str, typer.Option(help="Where it is.")] = "here",
+    policy_file: Annotated[
+        Path | None, typer.Option("--policy", help="The owner's rules (Cedar); by default strict ones.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a site in this home: its document and its owner's policy.
+
+    Example: atoll site add zurich --owner "Zurich hospital" --region ch --policy zurich.cedar
+    """
+    from atoll.console.document import read_text
+    from atoll.console.show import text
+    from atoll.policy.defaults import SITE_POLICY
+    from atoll.runtime.site import create
+    from atoll.spec.document import parse
+    from atoll.spec.fleet import Site
+
+    asked = parse(Site, {"name": name, "owner": owner, "region": region}, "site add")
+    folder = of(context).home / "sites" / asked.name
+    create(folder, asked, read_text(policy_file) if policy_file else SITE_POLICY)
+    of(context).emit(asked, text(f"Site {name} is in {folder}; its rules are in policy.cedar there."), as_json)
+
+
+@site.command("invite")
+def site_invite(
+    context: typer.Context,
+    name: SiteName,
+    hours: Annotated[float, typer.Option(help="How long the token is good.", min=0.01, max=720)] = 24.0,
+    as_json: Json = False,
+) -> None:
+    """Print a token with which one site may join, once; give it to the site's owner and to nobody else.
+
+    Example: atoll site invite zurich --hours 2
+    """
+    from atoll.console.show import text
+
+    with of(context).hub() as hub:
+        token = hub.invite(name, hours)
+    of(context).emit({"site": name, "token": token}, text(token), as_json)
+
+
+@app.command(rich_help_panel=PANEL)
+def join(
+    context: typer.Context,
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="From `atoll site invite`.", show_default=False)],
+    at: Annotated[
+        str | None, typer.Option("--site", help="Which of this home's sites; by default its only one.")
+    ] = None,
+) -> None:
+    """Join a hub as a site, and work for it until Ctrl-C. The site dials out; no port opens here.
+
+    Example: atoll join TOKEN --home /srv/atoll
+    """
+    from atoll.console.document import site_folder
+
+    folder = site_folder(of(context).home, at)
+    from atoll.runtime.site import join as join_hub
+
+    try:
+        join_hub(folder, token)
+    except KeyboardInterrupt:
+        say("The site has left.")
+
+
+@data.command("add")
+def data_add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What jobs call the dataset.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A Parquet, CSV or Arrow file.", show_default=False)],
+    at: Annotated[str, typer.Option("--site", help="The site that holds it.", show_default=False)],
+    purpose: Annotated[list[str] | None, typer.Option(help="A purpose it is granted for; may be given again.")] = None,
+    min_group: Annotated[int, typer.Option(help="Groups of fewer rows are held back from queries.", min=0)] = 10,
+    as_json: Json = False,
+) -> None:
+    """Register a dataset at a site of this home. Its rows stay where they are.
+
+    Example: atoll data add heart zurich.parquet --site zurich --purpose cardiology-research
+    """
+    from atoll.console import show
+    from atoll.console.document import site_folder
+    from atoll.data.catalogue import Catalogue
+    from atoll.spec.fleet import Fleet, Site
+
+    dataset = Catalogue(site_folder(of(context).home, at)).add(name, path, tuple(purpose or ()), min_group)
+    of(context).emit(dataset, show.datasets(Fleet(sites=(Site(name=at, datasets=(dataset,)),))), as_json)
+
+
+@data.command("list")
+def data_list(context: typer.Context, as_json: Json = False) -> None:
+    """List datasets: of every site while a hub runs, else of this home's own sites.
+
+    Example: atoll data list
+    """
+    from atoll.console import show
+    from atoll.console.client import Client
+    from atoll.console.document import local_fleet
+    from atoll.console.host import find
+
+    home = of(context).home
+    running = find(home)
+    if running is None:
+        fleet = local_fleet(home)
+    else:
+        with Client(running) as hub:
+            fleet = hub.fleet()
+    told = [{"site": place.name, **item.model_dump(mode="json")} for place in fleet.sites for item in place.datasets]
+    of(context).emit(told, show.datasets(fleet), as_json)
+
+
+@policy.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rules in Cedar.", show_default=False)],
+) -> None:
+    """Check a policy file against Atoll's schema before it is put in force.
+
+    Example: atoll policy check zurich.cedar
+    """
+    from atoll.policy.load import load
+
+    rules = load(file, "check")
+    say(f"{file}: {len(rules.ids)} rules fit the schema: {', '.join(rules.ids)}")
+
+
+# --- the hub and its page -------------------------------------------------------------------------------------------
+
+
+@hub_app.command("start")
+def hub_start(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(help="The API's port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 0,
+) -> None:
+    """Run the hub and this home's sites in the foreground, until Ctrl-C.
+
+    Example: atoll hub start --port 8000
+    """
+    from atoll.console.host import attach
+    from atoll.errors import Unavailable
+
+    home = of(context).home
+    address = attach(home, sites=True, port=port)
+    if not address.embedded:
+        raise Unavailable(f"hub: one runs for {home} already, at {address.url}; use it, or give another --home")
+    try:
+        say(f"The hub of {home} answers at {address.url} until Ctrl-C; `atoll ui` opens its page.")
+        rest()
+    finally:
+        address.close()
+
+
+@app.command(rich_help_panel=OTHER)
+def ui(
+    context: typer.Context,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a link to the dashboard, good for one login within two minutes.
+
+    Example: atoll ui --open
+    """
+    import webbrowser
+
+    from atoll.console.show import text
+
+    with of(context).hub(sites=True) as hub:
+        url = hub.login_url()
+        of(context).emit({"url": url}, text(url), as_json)
+        if open_it and not webbrowser.open(url):
+            say("No browser could be opened; open the link yourself.")
+        if hub.address.embedded:
+            say("The hub runs in this command until Ctrl-C.")
+            rest()
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+
+
+@audit.command("verify")
+def audit_verify(context: typer.Context, as_json: Json = False) -> None:
+    """Verify that no entry of a journal was changed, removed or put in; names the first that was.
+
+    Example: atoll audit verify
+    """
+    from atoll.console import show
+    from atoll.errors import Corrupt
+
+    with of(context).hub() as hub:
+        found = hub.verify()
+    of(context).emit(found, show.verdicts(found), as_json)
+    if not all(verdict.intact for verdict in found):
+        raise typer.Exit(Corrupt.exit_code)
+
+
+@audit.command("explain")
+def audit_explain(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Tell what happened in a run: who did what, under which rule.
+
+    Example: atoll audit explain heart-1
+    """
+    from atoll.console import show
+
+    with of(context).hub() as hub:
+        lines = hub.explain(run)
+    of(context).emit(lines, show.journal(lines), as_json)
+
+
+@audit.command("traffic")
+def audit_traffic(
+    context: typer.Context,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Of one run; by default of all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what crossed each site's border, by kind and in bytes, and what was refused.
+
+    Example: atoll audit traffic heart-1
+    """
+    from atoll.console import show
+
+    with of(context).hub() as hub:
+        found = hub.traffic(run)
+    of(context).emit(found, show.traffic(found), as_json)
+
+
+@app.command(rich_help_panel=OTHER)
+def schema(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="For example: train; by default all.")] = None,
+) -> None:
+    """Print the JSON Schema of the documents, for editors and checks.
+
+    Example: atoll schema train
+    """
+    import json
+    import sys
+
+    from atoll.console.document import schemas
+
+    sys.stdout.write(json.dumps(schemas(kind), indent=2) + "\n")

@@ -1,0 +1,199 @@
+"""Where the API is served: finds the hub that runs for a home, or starts one inside this process."""
+
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from atoll.console.guard import proof
+from atoll.errors import Unavailable
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from atoll.runtime.hub import Hub
+
+START_SECONDS = 20.0  # how long another process may take from locking a home to answering for it
+CLOSE_SECONDS = 5.0
+_LOOPBACK = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a hub answers and what opens it; ``close`` ends a hub of this process and does nothing to another's."""
+
+    url: str
+    token: str
+    embedded: bool
+    close: Callable[[], None]
+
+
+class Server:
+    """The API of one hub in a thread of this process, on loopback only."""
+
+    def __init__(self, server: "uvicorn.Server", listener: socket.socket, closing: threading.Event) -> None:
+        self._server, self._listener, self._closing = server, listener, closing
+        host, port = listener.getsockname()
+        self.url = f"http://{host}:{port}"
+        self._thread = threading.Thread(target=server.run, args=([listener],), name="atoll-api", daemon=True)
+
+    def start(self) -> None:
+        """Serve; returns when requests are answered. Raises `Unavailable` when the server does not come up."""
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise Unavailable(f"api: the server at {self.url} did not start; run again with --debug")
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        """Stop serving; open streams end within about a second."""
+        self._closing.set()
+        self._server.should_exit = True
+        self._thread.join(CLOSE_SECONDS)
+        self._listener.close()
+
+
+def serve(hub: "Hub", token: str, port: int = 0) -> Server:
+    """Serve the API of ``hub`` on 127.0.0.1; port 0 takes a free one. Raises `Unavailable` when the port is taken."""
+    import uvicorn
+
+    from atoll.console.api import create_app
+
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise Unavailable(f"port {port}: cannot be used ({error.strerror}); choose another with --port") from None
+    app = create_app(hub, token)
+    logging.getLogger("uvicorn").addHandler(logging.NullHandler())  # heard under --debug, silent otherwise
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=2,
+        server_header=False,
+    )
+    server = Server(uvicorn.Server(config), listener, app.state.closing)
+    server.start()
+    return server
+
+
+def attach(home: Path, sites: bool, port: int = 0) -> Address:
+    """Return the address of the home's hub: of the process that runs it, else of one started here.
+
+    ``sites`` also starts the home's own sites when the hub is started here. One hub per home: when two commands start
+    at once, the one that comes second waits for the first. Raises `Unavailable`.
+    """
+    found = find(home)
+    return found or _start(home, sites, port)
+
+
+def find(home: Path) -> Address | None:
+    """Return the running hub of this home, if one answers and proves that it knows the home's token."""
+    known = _read(home)
+    if known is None:
+        return None
+    url, token = known
+    return Address(url, token, embedded=False, close=_nothing) if _answers(url, token) else None
+
+
+def _start(home: Path, sites: bool, port: int) -> Address:
+    from atoll.runtime.hub import Hub
+    from atoll.serving.deployments import Deployments
+
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            hub = Hub(home, Deployments(home / "hub" / "logs"))
+            break
+        except Unavailable:  # another process holds the home: it is starting, or ending
+            found = find(home)
+            if found is not None:
+                return found
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+    token = secrets.token_urlsafe(32)
+    try:
+        server = serve(hub, token, port)
+    except BaseException:
+        hub.close()
+        raise
+
+    def close() -> None:
+        _address_file(home).unlink(missing_ok=True)  # first, so that no command finds a hub on its way out
+        server.close()
+        hub.close()
+
+    try:
+        _write_private(_token_file(home), token)
+        _write_private(_address_file(home), json.dumps({"pid": os.getpid(), "url": server.url}))
+        if sites:
+            hub.start_sites()
+    except BaseException:
+        close()
+        raise
+    return Address(server.url, token, embedded=True, close=close)
+
+
+def _answers(url: str, token: str) -> bool:
+    """Ask for a proof before any token is sent: the port may belong to a stranger by now."""
+    import httpx
+
+    challenge = secrets.token_urlsafe(16)
+    try:
+        answer = httpx.get(f"{url}/v1/health", params={"challenge": challenge}, timeout=5.0, trust_env=False)
+        said: Any = answer.json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    given = cast("dict[str, Any]", said).get("proof") if isinstance(said, dict) else None
+    return isinstance(given, str) and secrets.compare_digest(given.encode(), proof(token, challenge).encode())
+
+
+def _read(home: Path) -> tuple[str, str] | None:
+    """Return (url, token) as last written, if both are there and the url is a loopback one."""
+    try:
+        url = json.loads(_address_file(home).read_text(encoding="utf-8"))["url"]
+        token = _token_file(home).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    except OSError as error:
+        raise Unavailable(f"{home}: its hub's address cannot be read ({error.strerror}); check who owns it") from None
+    return (url, token) if isinstance(url, str) and _LOOPBACK.fullmatch(url) and token else None
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Write a file that only its owner can read; a reader sees the old text or the new one, never half."""
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+            out.write(text)
+        fresh.replace(file)
+    except OSError as error:
+        raise Unavailable(f"{file}: cannot be written ({error.strerror}); check space and permissions") from None
+
+
+def _address_file(home: Path) -> Path:
+    return home / "hub" / "address.json"
+
+
+def _token_file(home: Path) -> Path:
+    return home / "hub" / "token"
+
+
+def _nothing() -> None:
+    """A hub of another process is not ours to end."""

@@ -1,0 +1,331 @@
+"""How documents look in a terminal: pure functions from a document to something rich can print."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from atoll.planner.capacity import Outlook
+from atoll.planner.explain import duration, volume
+from atoll.registry.lineage import Branch, LineageTree
+from atoll.spec.fleet import Fleet
+from atoll.spec.model import Model
+from atoll.spec.plan import Candidate, Plan
+from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
+
+_STYLES = {
+    "finished": "green",
+    "answering": "green",
+    "running": "cyan",
+    "planning": "cyan",
+    "starting": "cyan",
+    "failed": "red",
+    "cancelled": "yellow",
+    "interrupted": "yellow",
+    "stopped": "dim",
+}
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def text(value: object, style: str = "") -> Text:
+    """Return a value as text that cannot style the terminal or move its cursor: other parties chose these words."""
+    shown = "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in str(value)
+    )
+    return Text(shown, style=style)
+
+
+def number(value: object) -> str:
+    """Four significant digits for a float, thousands apart for an integer, a dash for nothing."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none yet"
+) -> RenderableType:
+    """A plain table; columns whose name begins with '>' are aligned to the right."""
+    grid = Table(title=text(title, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        right = column.startswith(">")
+        grid.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 - the count is used after the loop
+        grid.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
+    return grid if count else text(f"{title}: {empty}", "dim")
+
+
+def state(word: str) -> Text:
+    return text(word, _STYLES.get(word, ""))
+
+
+# --- plans and runs -------------------------------------------------------------------------------------------------
+
+
+def plan(found: Plan) -> RenderableType:
+    """What was considered, what each would cost, and why one was taken and others were not."""
+    rows = [_candidate(item) for item in found.considered]
+    parts: list[RenderableType] = []
+    if rows:
+        parts.append(table("Considered", ("", "candidate", ">time", ">traffic", ">memory", "why"), rows))
+    ranks = ", ".join(f"{site} ({layout.ranks})" for site, layout in found.layouts.items())
+    parts.append(text(f"Sites (ranks): {ranks or ', '.join(found.sites) or 'none'}"))
+    if found.rounds:
+        parts.append(text(f"Rounds: {found.rounds} of {found.sync.period} steps, {found.sync.exchange} exchanged"))
+    parts += [text(f"- {reason.words} [{reason.by}]", "dim") for reason in found.reasons]
+    return Group(*parts)
+
+
+def capacity(found: Sequence[Outlook]) -> RenderableType:
+    """What a change would do to the plan's price."""
+    rows = [
+        (
+            item.change,
+            duration(item.now.seconds),
+            duration(item.then.seconds),
+            volume(item.now.bytes),
+            volume(item.then.bytes),
+        )
+        for item in found
+    ]
+    return table("What if", ("change", ">time now", ">then", ">traffic now", ">then"), rows)
+
+
+def progress(view: RunView) -> RenderableType:
+    """One frame of a run that goes on: the round, the loss, the bytes, and what each site is doing."""
+    head = Table.grid(padding=(0, 2))
+    head.add_row(state(view.state), text(view.work or "-"), *_round(view), text(_loss(view)), text(_bytes(view)))
+    sites = Table.grid(padding=(0, 2))
+    for name, site in sorted(view.sites.items()):
+        step = f"{site.step}/{site.steps}" if site.steps else ""
+        mark = text("●", "green" if site.connected else "red")
+        sites.add_row(mark, text(name), text(site.state if site.connected else "lost"), text(step, "dim"))
+    return Group(head, text(spark(view.losses), "cyan"), sites)
+
+
+def progress_line(view: RunView) -> str:
+    """The same in one line, for a log."""
+    sites = " ".join(f"{name}:{site.state if site.connected else 'lost'}" for name, site in sorted(view.sites.items()))
+    rounds = f"round {view.round}/{view.rounds}" if view.rounds else ""
+    parts = (view.state, view.work, rounds, _loss(view), _bytes(view), sites)
+    return text("  ".join(part for part in parts if part)).plain
+
+
+def spark(values: Sequence[float], width: int = 60) -> str:
+    """A line of blocks for a series, its last value at the right; at most ``width`` characters."""
+    step = max(1, -(-len(values) // width))
+    shown = list(values)[::-step][::-1]
+    if len(shown) < 2:
+        return ""
+    low, high = min(shown), max(shown)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in shown)
+
+
+def outcome(view: RunView) -> RenderableType:
+    """How a run ended: its tables when it finished, its reason when it did not."""
+    head = Text.assemble("Run ", text(view.run, "bold"), " ", state(view.state), f" in {duration(view.seconds)}")
+    parts: list[RenderableType] = [head]
+    if view.words:
+        parts.append(text(view.words, "" if view.state == "finished" else "red"))
+    found = view.result
+    if found is None:
+        return Group(*parts)
+    if found.columns:
+        shown = [[number(cell) for cell in row] for row in found.rows]
+        parts.append(table("Result", found.columns, shown, "no rows"))
+    if found.suppressed:
+        parts.append(text(f"{found.suppressed} groups were held back by sites for being too small", "yellow"))
+    if found.metrics:
+        names = list(found.metrics)
+        rows = [[site, *(number(scores.get(name)) for name in names)] for site, scores in sorted(found.by_site.items())]
+        rows.append(["all sites", *(number(found.metrics[name]) for name in names)])
+        parts.append(table("Held-out examples", ("site", *(f">{name}" for name in names)), rows))
+    if found.model:
+        parts.append(
+            Text.assemble("Model ", text(found.model, "bold"), "  (atoll models show ", text(found.model), ")")
+        )
+    return Group(*parts)
+
+
+def runs(views: Sequence[RunView]) -> RenderableType:
+    rows = [
+        (
+            view.run,
+            view.name,
+            view.job_kind,
+            state(view.state),
+            _rounds(view),
+            number(view.loss),
+            duration(view.seconds),
+        )
+        for view in views
+    ]
+    return table("Runs", ("run", "job", "kind", "state", ">round", ">loss", ">time"), rows)
+
+
+def run(view: RunView) -> RenderableType:
+    """Everything about one run."""
+    parts = [outcome(view)] if view.state not in ("planning", "running") else [progress(view)]
+    about = text(f"job {view.name} ({view.job_kind}) for {view.purpose}, by {view.user}", "dim")
+    return Group(about, *([plan(view.plan)] if view.plan else []), *parts)
+
+
+# --- models, deployments, sites -------------------------------------------------------------------------------------
+
+
+def models(found: Sequence[Model], aliases: Mapping[str, Mapping[str, int]]) -> RenderableType:
+    rows = []
+    for model in found:
+        names = [alias for alias, version in aliases.get(model.name, {}).items() if version == model.version]
+        scores = ", ".join(f"{name} {number(value)}" for name, value in model.metrics.items())
+        rows.append((model.reference, ", ".join(sorted(names)), scores, model.lineage.run, model.weights[:19]))
+    return table("Models", ("model", "aliases", "metrics", "run", "weights"), rows)
+
+
+def lineage(tree: LineageTree) -> RenderableType:
+    """model <- run <- plan <- job, with code, data and decisions, as a tree."""
+    branch = tree.branch()
+    top = Tree(text(branch.text, "bold"))
+    _grow(top, branch)
+    return top
+
+
+def deployments(found: Sequence[DeploymentView]) -> RenderableType:
+    rows = [(item.name, item.model, state(item.state), item.url, item.words) for item in found]
+    return table("Deployments", ("name", "model", "state", "url", ""), rows)
+
+
+def sites(found: Sequence[SiteView]) -> RenderableType:
+    rows = [
+        (
+            item.name,
+            item.owner,
+            item.region,
+            text("connected", "green") if item.connected else text("away", "yellow"),
+            number(item.devices),
+            "-" if item.latency_ms is None else f"{item.latency_ms:.1f} ms",
+            ", ".join(item.datasets),
+            item.words,
+        )
+        for item in found
+    ]
+    return table("Sites", ("site", "owner", "region", "state", ">devices", ">latency", "datasets", ""), rows)
+
+
+def datasets(fleet: Fleet) -> RenderableType:
+    rows = [
+        (
+            item.name,
+            site.name,
+            number(item.rows),
+            len(item.columns),
+            ", ".join(item.purposes),
+            item.min_group,
+            item.fingerprint[:19],
+        )
+        for site in fleet.sites
+        for item in site.datasets
+    ]
+    return table("Datasets", ("dataset", "site", ">rows", ">columns", "purposes", ">min group", "fingerprint"), rows)
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+
+
+def traffic(found: Sequence[Traffic]) -> RenderableType:
+    rows = [
+        (
+            item.site,
+            item.direction,
+            item.kind,
+            number(item.count),
+            volume(item.bytes),
+            text(item.refused, "red" if item.refused else "dim"),
+        )
+        for item in sorted(found, key=lambda item: (item.site, item.direction, item.kind))
+    ]
+    return table("What crossed each border", ("site", "way", "kind", ">crossings", ">volume", ">refused"), rows)
+
+
+def verdicts(found: Sequence[Verdict]) -> RenderableType:
+    rows = [
+        (
+            item.journal,
+            number(item.entries),
+            text("intact", "green") if item.intact else text(f"BROKEN at entry {item.bad}", "bold red"),
+            item.words,
+        )
+        for item in found
+    ]
+    return table("Journals", ("journal", ">entries", "", ""), rows)
+
+
+def journal(lines: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The entries of one run in words."""
+    from datetime import UTC, datetime
+
+    rows = [
+        (
+            line.get("seq", ""),
+            datetime.fromtimestamp(float(line.get("time", 0.0)), UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
+            line.get("actor", ""),
+            line.get("kind", ""),
+            line.get("words", ""),
+        )
+        for line in lines
+    ]
+    return table("What happened", (">entry", "time", "by", "event", "words"), rows)
+
+
+def prediction(answer: Mapping[str, Any]) -> RenderableType:
+    """A deployment's answer: one row for each row asked, then which model said so."""
+    told = answer.get("predictions")
+    rows: list[Mapping[str, Any]] = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    shown = [[index, *(number(row.get(name)) for name in columns)] for index, row in enumerate(rows)]
+    rest = {name: value for name, value in answer.items() if name != "predictions"}
+    words = ", ".join(f"{name} {value}" for name, value in rest.items())
+    return Group(table("Answers", (">row", *(f">{name}" for name in columns)), shown, "none"), text(words, "dim"))
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def _candidate(item: Candidate) -> tuple[object, ...]:
+    chosen = not item.rejected  # the planner gives a reason to every other one
+    why = "\n".join(f"{reason.words} [{reason.by}]" for reason in item.rejected) or "chosen"
+    price = item.price
+    cost = (duration(price.seconds), volume(price.bytes), volume(price.memory_bytes)) if price else ("-", "-", "-")
+    mark = text("✓", "green") if chosen else text("✗" if item.rejected else " ", "red")
+    return (mark, text(item.name, "bold" if chosen else ""), *cost, text(why, "green" if chosen else "dim"))
+
+
+def _rounds(view: RunView) -> str:
+    return f"{view.round}/{view.rounds}" if view.rounds else "-"
+
+
+def _round(view: RunView) -> tuple[RenderableType, ...]:
+    if not view.rounds:
+        return ()
+    return (text(f"round {view.round}/{view.rounds}"), ProgressBar(total=view.rounds, completed=view.round, width=24))
+
+
+def _loss(view: RunView) -> str:
+    return "" if view.loss is None else f"loss {view.loss:.4f}"
+
+
+def _bytes(view: RunView) -> str:
+    return f"up {volume(view.bytes_up)}, down {volume(view.bytes_down)}"
+
+
+def _grow(stem: Tree, branch: Branch) -> None:
+    for below in branch.below:
+        _grow(stem.add(text(below.text)), below)

@@ -1,0 +1,219 @@
+"""A site's own list of datasets: where each file lies, which stays at the site, and what may be told about it."""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
+from atoll.spec.document import Document, near_miss, parse, read_yaml, write_yaml
+from atoll.spec.fleet import Dataset
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Format = Literal["parquet", "csv", "arrow"]
+FORMATS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow", ".feather": "arrow"}
+
+
+class Entry(Document):
+    """One dataset as the site knows it. `path` is absolute and never leaves the site; `dataset` may."""
+
+    path: str
+    format: Format
+    dataset: Dataset
+
+
+class _Listing(Document):
+    entries: tuple[Entry, ...] = ()
+
+
+class Catalogue:
+    """The datasets of the site that lives in `home`, read from its file each time: one process may add while another
+    serves. Writers take turns under a lock, and the file is replaced whole."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._file = home / "catalogue.yaml"
+
+    def add(self, name: str, path: str | Path, purposes: Iterable[str] = (), min_group: int = 10) -> Dataset:
+        """List the file as dataset `name`, in place of one of that name; return what others may know of it.
+
+        Raises `Invalid` for a wrong name, suffix or file, and for a file without rows or with two columns of one name.
+        """
+        place = Path(path).expanduser().absolute()
+        known = {"name": name, "rows": 0, "fingerprint": "sha256:" + 64 * "0"}
+        parse(Dataset, {**known, "min_group": min_group, "purposes": tuple(purposes)}, "dataset")
+        format = FORMATS.get(place.suffix.lower())
+        if format is None:
+            raise Invalid(f"{place}: suffix {place.suffix!r} is not read; give one of {', '.join(FORMATS)}")
+        if not place.is_file():
+            raise NotFound(f"{place}: there is no such file; check the path")
+        rows, columns = _inspected(place, format)
+        dataset = Dataset(
+            name=name,
+            rows=rows,
+            bytes=place.stat().st_size,
+            columns=columns,
+            fingerprint=_fingerprint(place),
+            purposes=tuple(purposes),
+            min_group=min_group,
+        )
+        entry = Entry(path=str(place), format=format, dataset=dataset)
+        with self._turn():
+            self._write([*(one for one in self._entries() if one.dataset.name != name), entry])
+        return dataset
+
+    def remove(self, name: str) -> None:
+        """Take the dataset off the list; its file stays. Raises `NotFound`."""
+        with self._turn():
+            self.entry(name)
+            self._write([one for one in self._entries() if one.dataset.name != name])
+
+    def datasets(self) -> tuple[Dataset, ...]:
+        return tuple(entry.dataset for entry in self._entries())
+
+    def entry(self, name: str) -> Entry:
+        """Return the entry of that name; raise `NotFound` with a near miss."""
+        entries = {entry.dataset.name: entry for entry in self._entries()}
+        if name not in entries:
+            hint = near_miss(name, list(entries)) or "; add one by: atoll data add NAME FILE"
+            raise NotFound(f"dataset: this site has no {name!r}{hint}")
+        return entries[name]
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> "pa.Table":
+        """Read the dataset, or only some of its columns. Raises what `entry` and `read_table` raise."""
+        entry = self.entry(name)
+        return read_table(entry.path, entry.format, columns)
+
+    def verify(self, name: str) -> None:
+        """Raise `Corrupt` when the file's bytes are not those that were added, `Unavailable` when it is gone."""
+        entry = self.entry(name)
+        try:
+            found = _fingerprint(Path(entry.path))
+        except OSError:
+            raise Unavailable(f"dataset {name!r}: its file cannot be read now; bring it back or add it again") from None
+        if found != entry.dataset.fingerprint:
+            raise Corrupt(f"dataset {name!r}: its file changed since it was added; add it again")
+
+    def _entries(self) -> tuple[Entry, ...]:
+        if not self._file.exists():
+            return ()
+        return parse(_Listing, read_yaml(self._file) or {}, str(self._file)).entries
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        try:
+            self._home.mkdir(parents=True, exist_ok=True)
+            lock = (self._home / "catalogue.lock").open("w")
+        except OSError as error:
+            raise Unavailable(f"{self._home}: cannot be written ({error.strerror}); choose another home") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go by closing, also when the process dies
+            yield
+
+    def _write(self, entries: list[Entry]) -> None:
+        """Replace the file in one step: a reader or a crash sees the old list or the new one, never a part."""
+        text = write_yaml(_Listing(entries=tuple(entries)))
+        try:
+            handle, draft = tempfile.mkstemp(dir=self._home, prefix=".catalogue-")  # mode 0600: paths are private
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(draft, self._file)
+            except BaseException:
+                os.unlink(draft)
+                raise
+            folder = os.open(self._home, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # without it the rename itself may be lost with the power
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise Unavailable(f"{self._file}: cannot be written ({error.strerror}); make room and try again") from error
+
+
+def read_table(path: str | Path, format: str, columns: Sequence[str] | None = None) -> "pa.Table":
+    """Read a dataset's file, or only `columns`, in that order.
+
+    Raises `Invalid` naming a missing column and the near miss, and when the file is not what `format` says;
+    `Unavailable` when it cannot be opened. No message holds the path or a value: it may travel to another party.
+    """
+    import pyarrow as pa
+
+    try:
+        table = _read(Path(path), format, columns)
+    except OSError:
+        raise Unavailable("dataset: its file cannot be opened at this site; bring it back or add it again") from None
+    except pa.ArrowException:
+        raise Invalid(f"dataset: its file does not read as {format}; mend the file and add it again") from None
+    return table
+
+
+def require_columns(wanted: Iterable[str], there: Sequence[str], field: str) -> None:
+    """Raise `NotFound` for the first wanted column that is not there, with its near miss."""
+    for name in wanted:
+        if name not in there:
+            raise NotFound(f"{field}: there is no column {name!r}{near_miss(name, list(there))}")
+
+
+def _read(path: Path, format: str, columns: Sequence[str] | None) -> "pa.Table":
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    if format not in get_args(Format):
+        raise Invalid(f"format: {format!r}{near_miss(format, list(get_args(Format)))}")
+    if format == "csv":
+        # Unquoted text of a missing value (NA, an empty field) is missing in text columns too, as in numeric ones.
+        convert = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
+        table = csv.read_csv(path, convert_options=convert)
+        names = table.column_names
+    elif format == "parquet":
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            require_columns(columns or (), names, "columns")
+            # A list of columns in a Parquet read also matches nested fields, so the choice is made again below.
+            table = file.read(columns=None if columns is None else list(columns))
+    else:
+        with pa.OSFile(str(path)) as source:  # not mapped: a file cut short under a map would kill the process
+            table = pa.ipc.open_file(source).read_all()
+        names = table.column_names
+    if columns is None:
+        return table
+    require_columns(columns, names, "columns")
+    return table.select(list(columns))
+
+
+def _inspected(path: Path, format: Format) -> tuple[int, dict[str, str]]:
+    """Return row count and column types; the owner is told what Arrow says, for the file is the owner's own."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        if format == "parquet":
+            with parquet.ParquetFile(path) as file:
+                rows, schema = file.metadata.num_rows, file.schema_arrow
+        else:
+            table = _read(path, format, None)
+            rows, schema = table.num_rows, table.schema
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise Invalid(f"{path}: does not read as {format} ({reason}); mend the file") from error
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise Invalid(f"{path}: column {twice[0]!r} is there twice; give each column its own name")
+    if not rows or not schema.names:
+        raise Invalid(f"{path}: has no rows; a dataset needs at least one")
+    names = cast("list[str]", schema.names)
+    return rows, {name: str(schema.field(name).type) for name in names}
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,106 @@
+"""The training loop as a generator: the caller owns the loop, so logging, stopping and tests are plain for-loops."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from atoll.errors import TaskFailed
+from atoll.inner.mesh import Mesh
+from atoll.spec.model import Signature
+from atoll.spec.task import Task
+
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One inner step, over all ranks: its number within the round, mean loss, and how many examples it saw."""
+
+    number: int
+    loss: float
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """FedProx's proximal term (Li et al., 2020): mu/2 * |w - start|^2 is added to every local loss."""
+
+    mu: float
+    start: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def from_here(cls, model: torch.nn.Module, mu: float) -> "Pull | None":
+        return cls(mu, tuple(p.detach().clone() for p in model.parameters())) if mu else None
+
+    def apply(self, model: torch.nn.Module) -> None:
+        """Add the term's gradient, mu * (w - start), to gradients that are already there."""
+        for parameter, start in zip(model.parameters(), self.start, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self.mu)
+
+
+def training_steps(
+    task: Task,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    pull: Pull | None = None,
+) -> Iterator[Step]:
+    """Take one optimiser step per batch. Each rank gets its own share of the batch, not necessarily an equal one.
+
+    Raises `TaskFailed` with the step when the loss is not a finite scalar.
+    """
+    model.train()
+    for number, batch in enumerate(batches):
+        optimiser.zero_grad(set_to_none=True)
+        step = _backward(task, model, batch, mesh, number)
+        if pull is not None:
+            pull.apply(model)
+        optimiser.step()
+        yield step
+
+
+def gradient_steps(
+    task: Task, model: torch.nn.Module, batches: Iterable[Batch], mesh: Mesh, total: np.ndarray, signature: Signature
+) -> Iterator[Step]:
+    """Add each batch's gradient, times its examples, to the flat ``total`` (float64); the weights stay as they are."""
+    model.train()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for number, batch in enumerate(batches):
+        model.zero_grad(set_to_none=True)
+        step = _backward(task, model, batch, mesh, number)
+        start = 0
+        for spec in signature:
+            gradient = parameters[spec.name].grad if spec.name in parameters else None
+            if gradient is not None:  # a buffer has none: it follows the initialising site
+                total[start : start + spec.size] += gradient.reshape(-1).double().numpy() * step.examples
+            start += spec.size
+        yield step
+
+
+def _backward(task: Task, model: torch.nn.Module, batch: Batch, mesh: Mesh, number: int) -> Step:
+    """Leave in the parameters the gradient of the mean loss over the whole batch, whatever each rank's share."""
+    mine = len(next(iter(batch.values())))
+    loss = _checked(task.loss(model, batch), number)
+    value = float(loss.detach())
+    sums = mesh.sum(torch.tensor([value * mine, mine], dtype=torch.float64))
+    examples = int(sums[1])
+    mean = float(sums[0]) / examples
+    if not math.isfinite(mean):  # of any rank: all of them stop at the same step
+        raise TaskFailed(f"loss is {value} at step {number}; lower the optimiser's rate or look at the data")
+    # Gradients are averaged over ranks, so each rank's share is weighted by its examples times the ranks.
+    (loss * (mine * mesh.ranks / examples)).backward()
+    return Step(number, mean, examples)
+
+
+def _checked(loss: object, number: int) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor) or loss.ndim != 0:
+        shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise TaskFailed(f"loss at step {number} is {shape}; return the mean over the batch, a scalar tensor")
+    if not loss.requires_grad:
+        raise TaskFailed(f"loss at step {number} does not depend on the model's parameters; compute it from the model")
+    return loss

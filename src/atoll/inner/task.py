@@ -1,0 +1,159 @@
+"""The user's class, imported from a verified bundle: every way that can fail ends in one sentence.
+
+Only processes made for it (workers, replicas) call this: importing is running the user's code.
+"""
+
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder, SourceLoader
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from atoll.errors import AtollError, TaskFailed
+from atoll.spec.document import near_miss, sha256
+from atoll.spec.message import TaskName
+from atoll.spec.task import Task
+
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.py")
+
+
+def load_task(bundle: Path, task: TaskName, needs: Sequence[str] = ("model", "examples")) -> Task:
+    """Import ``task.file`` from the folder ``bundle`` and make ``task.name(**task.params)``.
+
+    The folder's other ``.py`` files can be imported while that happens, by their plain names. Raises `TaskFailed`
+    when the file does not import, the class is missing or lacks one of the methods ``needs``, or the params do not fit.
+    """
+    path = _file_in(bundle, task.file)
+    with _siblings(bundle):
+        module = _run(bundle, path)
+        kind = _class_in(module, task)
+        _check_params(kind, task)
+        try:
+            made = kind(**task.params)
+        except (Exception, SystemExit) as error:
+            raise task_failure(error, bundle, f"{task.file}: {task.name}(...)") from error
+    lacking = next((name for name in needs if not callable(getattr(made, name, None))), None)
+    if lacking is not None:
+        raise TaskFailed(f"{task.file}: {task.name} has no method '{lacking}'; write it as atoll.spec.task.Task shows")
+    return made
+
+
+def task_failure(error: BaseException, bundle: Path, doing: str) -> AtollError:
+    """Turn what the user's code raised into one sentence with the last line of the bundle it passed through.
+
+    Reads like ``task.py: line 12: NameError: name 'torhc' is not defined``; an `AtollError` is returned as it is.
+    """
+    if isinstance(error, AtollError):
+        return error
+    words = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):
+        place, words = f"{Path(error.filename or doing).name}: line {error.lineno}", error.msg
+    else:
+        inside = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == bundle]
+        place = f"{Path(inside[-1].filename).name}: line {inside[-1].lineno}" if inside else doing
+    words = words if len(words) <= 300 else words[:297] + "..."
+    return TaskFailed(f"{place}: {type(error).__name__}: {words}" if words else f"{place}: {type(error).__name__}")
+
+
+def _file_in(bundle: Path, name: str) -> Path:
+    if not _FILE.fullmatch(name):
+        raise TaskFailed(f"task.file: {name!r} is not a plain Python file name; give one like task.py")
+    path = bundle / name
+    if not path.is_file():
+        known = sorted(found.name for found in bundle.glob("*.py"))
+        raise TaskFailed(f"task.file: the bundle has no {name!r}{near_miss(name, known)}")
+    return path
+
+
+def _run(bundle: Path, path: Path) -> ModuleType:
+    # The name carries the code's digest, so two versions of one file never share a module.
+    name = f"atoll_task_{sha256(path.read_bytes())[7:23]}_{path.stem.replace('.', '_').replace('-', '_')}"
+    module = importlib.util.module_from_spec(_spec(name, path))
+    sys.modules[name] = module  # dataclasses and typing look their own module up there
+    loader = module.__loader__
+    assert isinstance(loader, _Source)
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise task_failure(error, bundle, path.name) from error
+    return module
+
+
+def _class_in(module: ModuleType, task: TaskName) -> type:
+    kind = getattr(module, task.name, None)
+    if isinstance(kind, type):
+        return kind
+    own = [
+        name for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
+    ]
+    raise TaskFailed(f"{task.file}: there is no class {task.name!r}{near_miss(task.name, own)}")
+
+
+def _check_params(kind: type, task: TaskName) -> None:
+    try:
+        signature = inspect.signature(kind)
+    except (ValueError, TypeError):  # a class made in C tells nothing; the call itself will
+        return
+    takes = signature.parameters
+    for name in task.params:
+        if name not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            known = near_miss(name, list(takes)) if takes else "; it takes none"
+            raise TaskFailed(f"task.params.{name}: {task.name} has no such argument{known}")
+    try:
+        signature.bind(**task.params)
+    except TypeError as error:
+        raise TaskFailed(f"task.params: {task.name}: {error}; set it under task.params") from None
+
+
+class _Source(SourceLoader):
+    """Compiles from source only: a cached .pyc beside a verified file was never verified."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self._path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        if str(path) != str(self._path):
+            raise OSError(f"{path!r} is not the source")
+        return self._path.read_bytes()
+
+
+class _Folder(MetaPathFinder):
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = bundle
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        source = self._bundle / f"{fullname}.py"
+        return _spec(fullname, source) if "." not in fullname and source.is_file() else None
+
+
+def _spec(name: str, path: Path) -> ModuleSpec:
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(path))
+    assert spec is not None
+    return spec
+
+
+@contextmanager
+def _siblings(bundle: Path) -> Iterator[None]:
+    """Let the bundle's files import each other, and forget the siblings that another bundle left behind."""
+    for name, module in list(sys.modules.items()):
+        loader = getattr(module, "__loader__", None)
+        if isinstance(loader, _Source) and Path(loader.get_filename(name)).parent != bundle:
+            del sys.modules[name]
+    finder = _Folder(bundle)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)

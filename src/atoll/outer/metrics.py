@@ -1,0 +1,96 @@
+"""How metrics cross a border: sums, counts and histograms leave a site, and become the metric over all examples."""
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from atoll.errors import Invalid
+from atoll.spec.event import Totals
+from atoll.spec.task import Mean, Scores
+
+BINS = 64  # equal bins of a score histogram on [0, 1]
+
+
+def totals(metrics: Mapping[str, Mean | Scores]) -> dict[str, Totals]:
+    """Return each metric in the form in which it may leave the site; no example's own value is in it.
+
+    Scores become one histogram of `BINS` bins per class; bin i holds scores in [i/64, (i+1)/64), the last one also 1.
+    Raises `Invalid`, naming the metric, for values that are not finite, scores outside [0, 1], labels other than 0, 1.
+    """
+    return {name: _totals(name, value) for name, value in metrics.items()}
+
+
+def merge_totals(sites: Sequence[Mapping[str, Totals]]) -> dict[str, float]:
+    """Return each metric over all sites' examples: a mean, or the area under the ROC curve.
+
+    The area is the Mann-Whitney count over pairs with ties counted half; scores of one bin count as tied, so it is off
+    by at most half the share of pairs that fall into one bin. A metric without examples, or with one class only, is
+    left out. The order of sites does not matter. Raises `Invalid` when sites' forms of a metric differ.
+    """
+    names = dict.fromkeys(name for site in sites for name in site)
+    merged = {name: _merged(name, [site[name] for site in sites if name in site]) for name in names}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def _totals(name: str, metric: Mean | Scores) -> Totals:
+    if isinstance(metric, Scores):
+        return _histograms(name, metric)
+    if not isinstance(metric, Mean):
+        raise Invalid(f"metric {name}: {type(metric).__name__}: must be a Mean or Scores; give Mean(sum, examples)")
+    try:
+        total, count = float(metric.total), operator.index(metric.count)
+    except (TypeError, ValueError):
+        raise Invalid(
+            f"metric {name}: {metric}: must be a number and a whole count; give Mean(sum, examples)"
+        ) from None
+    if not math.isfinite(total) or count < 0:
+        raise Invalid(f"metric {name}: {metric}: must be finite with a count of 0 or more; mend the task's metrics")
+    return Totals(total=total, count=count)
+
+
+def _histograms(name: str, metric: Scores) -> Totals:
+    scores, labels = np.asarray(metric.scores), np.asarray(metric.labels)
+    if scores.ndim != 1 or labels.shape != scores.shape:
+        raise Invalid(
+            f"metric {name}: scores {scores.shape}, labels {labels.shape}: give two flat arrays of one length"
+        )
+    if not bool(((scores >= 0) & (scores <= 1)).all()):  # NaN is in no range
+        raise Invalid(f"metric {name}: scores must be finite and from 0 to 1; apply a sigmoid to logits")
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise Invalid(f"metric {name}: labels must be 0 or 1; compare the class with the positive one")
+    bins = np.minimum((scores.astype(np.float64) * BINS).astype(np.int64), BINS - 1)
+    positives = np.bincount(bins[labels == 1], minlength=BINS)
+    negatives = np.bincount(bins[labels == 0], minlength=BINS)
+    return Totals(positives=tuple(positives.tolist()), negatives=tuple(negatives.tolist()))
+
+
+def _merged(name: str, parts: list[Totals]) -> float | None:
+    forms = {(len(part.positives), len(part.negatives)) for part in parts}
+    if forms == {(BINS, BINS)}:
+        return _area(parts)
+    if forms != {(0, 0)}:
+        raise Invalid(
+            f"metric {name}: must be a mean at every site, or a histogram of {BINS} bins per class at every one"
+        )
+    count = sum(part.count for part in parts)
+    if not count:
+        return None
+    try:
+        return math.fsum(part.total for part in parts) / count
+    except OverflowError:
+        raise Invalid(f"metric {name}: the sites' totals or counts are too large to add; scale the metric") from None
+
+
+def _area(parts: list[Totals]) -> float | None:
+    positives = [sum(column) for column in zip(*(part.positives for part in parts), strict=True)]
+    negatives = [sum(column) for column in zip(*(part.negatives for part in parts), strict=True)]
+    pairs = sum(positives) * sum(negatives)
+    if not pairs:
+        return None
+    below = wins = 0  # wins counts half pairs, in whole numbers
+    for positive, negative in zip(positives, negatives, strict=True):
+        wins += positive * (2 * below + negative)
+        below += negative
+    return wins / (2 * pairs)

@@ -1,0 +1,135 @@
+"""The outer optimiser: from the merged update of a round to the next version of the weights."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from atoll.errors import Invalid, TaskFailed
+from atoll.outer.wire import CHUNK
+from atoll.spec.plan import Outer
+
+Moments = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What the optimiser remembers: steps taken, and float32 moments of the weights' shape, 4 bytes an element each."""
+
+    step: int = 0
+    moments: Moments = field(default_factory=dict[str, np.ndarray])
+
+
+def pseudo_gradient(exchange: Literal["gradient", "delta"], merged: np.ndarray) -> np.ndarray:
+    """Return what the optimiser descends along: the mean gradient itself, or minus the mean of new - start."""
+    return merged if exchange == "gradient" else -merged
+
+
+def step(outer: Outer, weights: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+    """Return the next weights (float32, same shape) and state; the arguments are left as they were.
+
+    sgd follows torch.optim.SGD (dampening 0, the first momentum buffer is the gradient) and adam torch.optim.Adam.
+    yogi (Zaheer et al., 2018) and adagrad are FedOpt's (Reddi et al., 2021, algorithm 2) with the bias correction of
+    Adam; adagrad with beta1 = 0 is torch.optim.Adagrad. Arithmetic is in float64, in windows; weights and moments are
+    rounded to float32 once a step.
+
+    Raises `Invalid` for shapes or a state that do not belong together, `TaskFailed` when a result is not finite.
+    """
+    if weights.ndim != 1 or gradient.shape != weights.shape:
+        raise Invalid(
+            f"gradient: shape {gradient.shape} does not fit weights of {weights.shape}; send the whole vector"
+        )
+    names = _moment_names(outer)
+    _check_state(state, names, weights.shape, outer.kind)
+    number = state.step + 1
+    new = np.empty(weights.shape, np.float32)
+    moments = {name: np.empty(weights.shape, np.float32) for name in names}
+    for start in range(0, weights.size, CHUNK):
+        place = slice(start, start + CHUNK)
+        old = {name: moment[place].astype(np.float64) for name, moment in state.moments.items()}
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and told below
+            change, updated = _RULES[outer.kind](outer, gradient[place].astype(np.float64), old, number)
+            new[place] = weights[place].astype(np.float64) - outer.rate * change
+            for name in names:
+                moments[name][place] = updated[name]
+        if not all(np.isfinite(array[place]).all() for array in (new, *moments.values())):
+            raise TaskFailed(f"weights: not finite after outer step {number}; lower sync.outer.rate ({outer.rate})")
+    return new, State(number, moments)
+
+
+def to_arrays(state: State) -> dict[str, np.ndarray]:
+    """Return the state as named arrays, for a safetensors file: `step` (int64, shape (1,)) and the moments."""
+    return {"step": np.array([state.step], np.int64), **state.moments}
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> State:
+    """Read back what `to_arrays` gave; raise `Invalid` for arrays that no state has."""
+    moments = dict(arrays)
+    number = moments.pop("step", None)
+    if number is None or number.shape != (1,) or number.dtype != np.int64 or number[0] < 0:
+        raise Invalid("optimiser state: step must be one int64 of at least 0; restore the stored file")
+    for name, moment in moments.items():
+        if name not in ("momentum", "first", "second"):
+            raise Invalid(f"optimiser state: {name!r}: there is no such moment; there is momentum, first, second")
+        if moment.ndim != 1 or moment.dtype != np.float32 or not np.isfinite(moment).all():
+            raise Invalid(f"optimiser state: {name} must be a flat vector of finite float32; restore the stored file")
+    return State(int(number[0]), moments)
+
+
+def _sgd(outer: Outer, gradient: np.ndarray, moments: Moments, number: int) -> tuple[np.ndarray, Moments]:
+    if not outer.momentum:
+        return gradient, {}
+    buffer = gradient if number == 1 else outer.momentum * moments["momentum"] + gradient
+    change = gradient + outer.momentum * buffer if outer.nesterov else buffer
+    return change, {"momentum": buffer}
+
+
+def _adam(outer: Outer, gradient: np.ndarray, moments: Moments, number: int) -> tuple[np.ndarray, Moments]:
+    second = moments.get("second", 0.0) * outer.beta2 + (1 - outer.beta2) * np.square(gradient)
+    return _scaled(outer, gradient, moments, second, number)
+
+
+def _yogi(outer: Outer, gradient: np.ndarray, moments: Moments, number: int) -> tuple[np.ndarray, Moments]:
+    square = np.square(gradient)
+    old = moments.get("second", np.zeros_like(gradient))
+    return _scaled(outer, gradient, moments, old - (1 - outer.beta2) * np.sign(old - square) * square, number)
+
+
+def _adagrad(outer: Outer, gradient: np.ndarray, moments: Moments, number: int) -> tuple[np.ndarray, Moments]:
+    second = moments.get("second", 0.0) + np.square(gradient)
+    return _scaled(outer, gradient, moments, second, number)
+
+
+def _scaled(
+    outer: Outer, gradient: np.ndarray, moments: Moments, second: np.ndarray, number: int
+) -> tuple[np.ndarray, Moments]:
+    """Divide the bias-corrected first moment by the root of the second (adagrad's is a plain sum: no correction)."""
+    first = moments.get("first", 0.0) * outer.beta1 + (1 - outer.beta1) * gradient
+    correction = 1.0 if outer.kind == "adagrad" else 1 - outer.beta2**number
+    size = np.sqrt(second) / math.sqrt(correction) + outer.epsilon
+    return first / (1 - outer.beta1**number) / size, {"first": first, "second": second}
+
+
+_RULES: dict[str, Callable[[Outer, np.ndarray, Moments, int], tuple[np.ndarray, Moments]]] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "yogi": _yogi,
+    "adagrad": _adagrad,
+}
+
+
+def _moment_names(outer: Outer) -> tuple[str, ...]:
+    if outer.kind != "sgd":
+        return ("first", "second")
+    return ("momentum",) if outer.momentum else ()
+
+
+def _check_state(state: State, names: tuple[str, ...], shape: tuple[int, ...], kind: str) -> None:
+    held = tuple(sorted(state.moments))
+    if held != (names if state.step else ()):
+        raise Invalid(f"optimiser state: holds {held} after step {state.step}, {kind} needs {names}; start a new run")
+    for name, moment in state.moments.items():
+        if moment.shape != shape:
+            raise Invalid(f"optimiser state: {name} has shape {moment.shape}, weights {shape}; use the run's own state")

@@ -1,0 +1,243 @@
+"""Choose the plan: drop what is forbidden or impossible, price the rest, take the best, keep every reason.
+
+Which is best: of all points left, those predicted within 10 % or one second of the cheapest count as equally fast;
+among these the one that exchanges most often is chosen, because it is nearest to centralised training.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from atoll.errors import Invalid, TaskFailed, Unavailable
+from atoll.planner import allowed
+from atoll.planner.ask import Answers
+from atoll.planner.explain import duration, volume
+from atoll.planner.points import Point, points
+from atoll.planner.price import (
+    Place,
+    gather_price,
+    largest_node,
+    places,
+    price,
+    rank_memory,
+    rounds,
+)
+from atoll.spec.fleet import Fleet, Profile
+from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
+from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason, Sync
+
+TIE_SHARE = 0.10
+TIE_SECONDS = 1.0
+MOST_RANKS = 4  # data degrees tried; more can be pinned
+
+
+@dataclass(frozen=True, slots=True)
+class _Considered:
+    """A candidate whose price is known; the public document allows none."""
+
+    candidate: Candidate
+    price: Price
+
+
+def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str, Profile]) -> Plan:
+    """Return the plan for a train job: the same plan for the same arguments, whatever order they came in.
+
+    `answers` are the sites' decisions on `ask.requests`; `profiles` were measured at the sites that
+    `allowed.trainers` admits. Raises `Denied` when policies leave no way to train, `Unavailable` when no site (or
+    not every named one) can, `TaskFailed` when sites built different models, `Invalid` for a wait that cannot end.
+    """
+    admitted = allowed.trainers(job, fleet, answers)
+    sites, unable = _able(job, fleet, admitted.sites, profiles)
+    _check_same_model(sites, profiles)
+    _check_wait(job.sync, len(sites))
+    initialiser = allowed.initialiser(sites, answers)
+    evaluating = allowed.evaluators(job, fleet, answers, sites)
+    layouts = {site: _best_layout(job, fleet, site, profiles[site]) for site in sites}
+    at = places(layouts, fleet, profiles)
+    gather = _gather(job, fleet, answers, layouts, at)
+    synced = [_candidate(job, point, layouts, at) for point in points(job, len(sites))]
+    chosen, considered = _take(job, synced)
+    others = _other_layouts(job, fleet, layouts, profiles, chosen)
+    sync = chosen.candidate.sync
+    assert sync is not None  # only "gather the data" has none, and it is never chosen
+    return Plan(
+        sites=sites,
+        evaluators=evaluating.sites,
+        initialiser=initialiser,
+        layouts=layouts,
+        sync=sync,
+        rounds=rounds(job.steps, sync.period),
+        price=chosen.price,
+        reasons=(_why(job, chosen, synced), *admitted.left_out, *unable, *evaluating.left_out),
+        considered=(*gather, *considered, *others),
+    )
+
+
+def choose_sites(job: EvaluateJob | PredictJob | QueryJob, answers: Answers, fleet: Fleet) -> Plan:
+    """Return the plan of a job that trains nothing: where it runs, and who is left out and why; raise `Denied`."""
+    admitted = allowed.workers(job, fleet, answers)
+    return Plan(
+        sites=admitted.sites,
+        evaluators=admitted.sites if isinstance(job, EvaluateJob) else (),
+        layouts={site: Layout() for site in admitted.sites},
+        sync=Sync(),
+        rounds=0,
+        reasons=admitted.left_out,
+    )
+
+
+def _able(
+    job: TrainJob, fleet: Fleet, sites: Sequence[str], profiles: Mapping[str, Profile]
+) -> tuple[tuple[str, ...], tuple[Reason, ...]]:
+    unable: dict[str, Reason] = {}
+    for name in sites:
+        words = _inability(job, fleet, name, profiles.get(name))
+        if words:
+            unable[name] = Reason(by="capability", words=f"{name} does not train: {words}")
+    able = tuple(site for site in sites if site not in unable)
+    if unable and (job.data.sites is not None or not able):
+        said = "; ".join(reason.words for reason in unable.values())
+        raise Unavailable(f"{'data.sites' if able else 'no site can train'}: {said}")
+    return able, tuple(unable.values())
+
+
+def _inability(job: TrainJob, fleet: Fleet, name: str, profile: Profile | None) -> str | None:
+    if profile is None:
+        return "it did not measure the task; see its log and try again"
+    site = fleet.site(name)
+    smallest = min((device.memory_bytes for device in largest_node(site)), default=0) if site else 0
+    needed = rank_memory(profile, job.optimiser)
+    if needed <= smallest:
+        return None
+    return f"a rank needs {volume(needed)} and its device has {volume(smallest)}; use a smaller model or batch"
+
+
+def _check_same_model(sites: Sequence[str], profiles: Mapping[str, Profile]) -> None:
+    sizes = {site: profiles[site].parameters for site in sites}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{size} at {site}" for site, size in sizes.items())
+        raise TaskFailed(f"task.model: builds different models ({said} parameters); make it independent of the site")
+
+
+def _check_wait(sync: Sync | None, sites: int) -> None:
+    if sync and sync.wait.count is not None and sync.wait.count > sites:
+        wait = sync.wait
+        raise Invalid(f"sync.wait.count: {wait.count} sites, and {sites} can train; set it to at most {sites}")
+
+
+def _degrees(job: TrainJob, fleet: Fleet, name: str) -> range:
+    site = fleet.site(name)
+    devices = len(largest_node(site)) if site else 1
+    return range(1, min(MOST_RANKS, devices, job.batch) + 1)
+
+
+def _best_layout(job: TrainJob, fleet: Fleet, site: str, profile: Profile) -> Layout:
+    """Return the pinned layout, or the fewest ranks whose step is within the tie's share of the fastest."""
+    if job.layout is not None:
+        return job.layout
+    options = [Layout(data=degree) for degree in _degrees(job, fleet, site)]
+    steps = [places({site: layout}, fleet, {site: profile})[0].step_seconds for layout in options]
+    fastest = min(steps)
+    return next(layout for layout, step in zip(options, steps, strict=True) if step <= fastest * (1 + TIE_SHARE))
+
+
+def _candidate(job: TrainJob, point: Point, layouts: Mapping[str, Layout], at: Sequence[Place]) -> _Considered:
+    cost = price(job, point.sync, at)
+    candidate = Candidate(name=point.name, sync=point.sync, layouts=dict(layouts), price=cost, rejected=point.rejected)
+    return _Considered(candidate, cost)
+
+
+def _gather(
+    job: TrainJob, fleet: Fleet, answers: Answers, layouts: Mapping[str, Layout], at: Sequence[Place]
+) -> tuple[Candidate, ...]:
+    """Return "gather the data" with who refuses it; nothing for one site, whose rows are in one place already."""
+    if len(layouts) == 1:
+        return ()
+    refusing = [allowed.refusals(site, answers, ("data",), "") for site in layouts]
+    reasons = tuple(reason for refused in refusing for reason in refused)
+    if sum(1 for refused in refusing if refused) < 2:
+        # One refusal does not settle it: the others' rows could move to that site.
+        reasons = (*reasons, Reason(by="capability", words="this version moves no rows between sites"))
+    held = [site.dataset(job.data.dataset) for site in map(fleet.site, layouts) if site]
+    datasets = [dataset for dataset in held if dataset]
+    return (Candidate(name="gather the data", price=gather_price(job, datasets, at), rejected=reasons),)
+
+
+def _take(job: TrainJob, synced: Sequence[_Considered]) -> tuple[_Considered, list[Candidate]]:
+    """Return the chosen one, and all candidates with a reason on each other one."""
+    if job.sync is not None:
+        chosen = synced[0]
+    else:
+        free = [one for one in synced if not one.candidate.rejected]
+        limit = _tie_limit(min(one.price.seconds for one in free))
+        chosen = next(one for one in free if one.price.seconds <= limit)
+    return chosen, [one.candidate if one is chosen else _passed_over(job, one, chosen) for one in synced]
+
+
+def _tie_limit(seconds: float) -> float:
+    return max(seconds * (1 + TIE_SHARE), seconds + TIE_SECONDS)
+
+
+def _passed_over(job: TrainJob, one: _Considered, chosen: _Considered) -> Candidate:
+    if one.candidate.rejected:
+        return one.candidate
+    if job.sync is not None:
+        reason = Reason(by="the job", words=f"it pins sync to {chosen.candidate.name}")
+    else:
+        reason = _by_price(one.price, chosen, "to let sites drift longer between exchanges")
+    return one.candidate.model_copy(update={"rejected": (reason,)})
+
+
+def _by_price(cost: Price, chosen: _Considered, gain: str) -> Reason:
+    mine, best = duration(cost.seconds), duration(chosen.price.seconds)
+    name = chosen.candidate.name
+    if cost.seconds > chosen.price.seconds:
+        return Reason(by="price", words=f"predicted {mine}, and {name} takes {best}")
+    return Reason(by="price", words=f"predicted {mine}, which saves too little against {best} of {name} {gain}")
+
+
+def _other_layouts(
+    job: TrainJob,
+    fleet: Fleet,
+    layouts: Mapping[str, Layout],
+    profiles: Mapping[str, Profile],
+    chosen: _Considered,
+) -> list[Candidate]:
+    """Return the chosen sync under every other equal number of ranks, each with its price and reason."""
+    sync = chosen.candidate.sync
+    most = {site: _degrees(job, fleet, site)[-1] for site in layouts}
+    others: list[Candidate] = []
+    for degree in range(1, max(most.values()) + 1):
+        other = {site: Layout(data=min(degree, most[site])) for site in layouts}
+        if other == dict(layouts) or sync is None:
+            continue
+        cost = price(job, sync, places(other, fleet, profiles))
+        label = f"{chosen.candidate.name}, {_ranks(degree)} a site"
+        reason = _by_price(cost, chosen, "for more ranks")
+        if job.layout is not None:
+            reason = Reason(by="the job", words=f"it pins the layout to {_ranks(job.layout.ranks)} a site")
+        others.append(Candidate(name=label, sync=sync, layouts=other, price=cost, rejected=(reason,)))
+    return others
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank" if count == 1 else f"{count} ranks"
+
+
+def _why(job: TrainJob, chosen: _Considered, synced: Sequence[_Considered]) -> Reason:
+    name, cost = chosen.candidate.name, duration(chosen.price.seconds)
+    if job.sync is not None:
+        return Reason(by="the job", words=f"it pins sync to {name}, predicted at {cost}")
+    if len(chosen.candidate.layouts) == 1:
+        words = f"one site has nobody to exchange with; its rounds only report and save, predicted at {cost}"
+        return Reason(by="capability", words=words)
+    free = [one for one in synced if not one.candidate.rejected]
+    cheapest = min(free, key=lambda one: one.price.seconds)
+    if len(free) == 1:
+        return Reason(by="capability", words=f"{name} is the only point left, predicted at {cost}")
+    if cheapest.price.seconds >= chosen.price.seconds:
+        return Reason(by="price", words=f"{name} is predicted at {cost}, the least of {len(free)} points")
+    words = (
+        f"{name} is predicted at {cost}, close to the least ({cheapest.candidate.name}, "
+        f"{duration(cheapest.price.seconds)}), and exchanges more often, nearer to centralised training"
+    )
+    return Reason(by="price", words=words)

@@ -1,0 +1,75 @@
+"""Points of the outer space worth pricing for a job, nearest to centralised training first."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from atoll.spec.job import Optimiser, TrainJob
+from atoll.spec.plan import Outer, Reason, Sync
+
+FEDAVG_PERIODS = (5, 10, 20, 50)
+DILOCO_PERIODS = (20, 50, 100)
+LEAST_ROUNDS = 4  # sites that agree fewer times have trained apart
+ROUNDS_ALONE = 10  # one site still reports and can resume this often
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A sync with its name, and why it cannot be used, if so."""
+
+    name: str
+    sync: Sync
+    rejected: tuple[Reason, ...] = ()
+
+
+def points(job: TrainJob, sites: int) -> tuple[Point, ...]:
+    """Return the points to consider for `sites` sites, by rising period; a pinned sync takes its own place first.
+
+    DiLoCo is for jobs whose inner optimiser is Adam or AdamW (Douillard et al., 2023); at its periods it stands in
+    for FedAvg. Sites keep the state of an optimiser that has any: Adam begun anew every few steps converges badly.
+    """
+    free = (_alone(job),) if sites == 1 else (_every_step(job.optimiser), *_periods(job))
+    if job.sync is None:
+        return free
+    pinned = Point(name(job.sync), job.sync)
+    return (pinned, *(point for point in free if point.name != pinned.name and point.sync != pinned.sync))
+
+
+def name(sync: Sync) -> str:
+    """Return a point's name for people: its preset, or what it exchanges, and its period."""
+    if sync.exchange == "gradient" and sync.period == 1 and sync.wait.kind == "all":
+        return "exchange every step"
+    return f"{sync.preset or f'{sync.exchange} exchange'}, period {sync.period}"
+
+
+def _alone(job: TrainJob) -> Point:
+    # The mean of one site changes nothing, and with the optimiser's state kept the rounds are one unbroken training.
+    sync = Sync.model_validate({"preset": "fedavg", "period": ceil(job.steps / ROUNDS_ALONE), "keep_optimiser": True})
+    return Point("one site: no outer exchange", sync)
+
+
+def _every_step(optimiser: Optimiser) -> Point:
+    kind = "sgd" if optimiser.kind == "sgd" else "adam"
+    momentum = optimiser.momentum if kind == "sgd" else 0.0
+    outer = Outer(kind=kind, rate=optimiser.rate, momentum=momentum)
+    sync = Sync.model_validate({"preset": "data_parallel", "outer": outer.model_dump()})
+    rejected = ()
+    if optimiser.weight_decay:
+        words = (
+            f"the outer {kind} has no weight decay, and optimiser.weight_decay is {optimiser.weight_decay:g}; "
+            "set it to 0 to allow this point"
+        )
+        rejected = (Reason(by="capability", words=words),)
+    return Point(name(sync), sync, rejected)
+
+
+def _periods(job: TrainJob) -> list[Point]:
+    longest = max(1, job.steps // LEAST_ROUNDS)
+    adaptive = job.optimiser.kind != "sgd"
+    diloco = [period for period in DILOCO_PERIODS if period <= longest] if adaptive else []
+    fedavg = [period for period in FEDAVG_PERIODS if period <= longest and period not in diloco] or [longest]
+    chosen = sorted([(period, "fedavg") for period in fedavg] + [(period, "diloco") for period in diloco])
+    keep = adaptive or job.optimiser.momentum > 0
+    syncs = [
+        Sync.model_validate({"preset": preset, "period": period, "keep_optimiser": keep}) for period, preset in chosen
+    ]
+    return [Point(name(sync), sync) for sync in syncs]

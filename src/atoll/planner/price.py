@@ -1,0 +1,143 @@
+"""What a candidate is predicted to cost: one stated model, so that a wrong prediction can be traced to a term.
+
+P parameters, S sites, T steps, k = period, R = ceil(T / k) rounds, r ranks at a site with d devices, float32:
+
+    step       s(r) = step_seconds / min(r, d) + [r > 1] x (ALL_REDUCE_SECONDS + 2 (r-1)/r x 4 P / LOCAL_BANDWIDTH)
+    compute    C = T x max over sites of s(r)                                                     seconds
+    down, up   4 P, and 4 P or with int8 P + 4 ceil(P / 1024)                                     bytes
+    link       L = max over sites of ROUND_TRIPS x latency + (down + up) / bandwidth              seconds
+    hub        H = n (down + up) / HUB_BANDWIDTH, for the hub shares its link among n sites       seconds
+    transfer   X = R x (max(L, H) + ROUND_SECONDS)                                                seconds
+    bytes      R x n x (down + up) + 4 P, the last for the first weights going up
+    memory     max(measured, 4 P x (weights + gradient + moments)) + 4 P x (start + delta)        bytes a rank
+    seconds    (C + X) x n / S
+
+n is S, unless rounds wait for a buffer of n updates: then sites deliver by turns, and a round comes S / n times as
+often. A quorum is priced as if every site came. Starting workers, statistics and evaluation are not counted, nor
+is overlap of transfer with compute, nor several sites sharing one machine.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from atoll.spec.fleet import Dataset, Device, Fleet, Link, Profile, Site
+from atoll.spec.job import Optimiser, TrainJob
+from atoll.spec.plan import Layout, Price, Sync
+
+FLOAT_BYTES = 4
+INT8_BLOCK = 1024  # parameters that share one float32 scale
+ALL_REDUCE_SECONDS = 1e-3  # start of one all-reduce between local processes
+LOCAL_BANDWIDTH = 1e9  # bytes per second between ranks of one machine, gloo over loopback
+HUB_BANDWIDTH = 1e9  # bytes per second a hub on two cores receives, adds and sends
+ROUND_TRIPS = 3  # assignment, weights, update
+ROUND_SECONDS = 1e-2  # the hub's journal and the start of a round in the workers
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the model needs to know of one site."""
+
+    profile: Profile
+    link: Link
+    layout: Layout
+    devices: tuple[Device, ...]
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of one inner step under this layout."""
+        ranks = self.layout.ranks
+        seconds = self.profile.step_seconds / min(ranks, len(self.devices))
+        if ranks == 1:
+            return seconds
+        moved = 2 * (ranks - 1) / ranks * FLOAT_BYTES * self.profile.parameters
+        return seconds + ALL_REDUCE_SECONDS + moved / LOCAL_BANDWIDTH
+
+    def link_seconds(self, size: int) -> float:
+        """Seconds that `size` bytes and a round's messages take between this site and the hub."""
+        return ROUND_TRIPS * self.link.latency + size / self.link.bandwidth
+
+
+def largest_node(site: Site) -> tuple[Device, ...]:
+    """Return the devices of the site's largest node: the ranks of one layout live on one machine."""
+    return max((node.devices for node in site.nodes), key=len, default=()) or (Device(),)
+
+
+def places(layouts: Mapping[str, Layout], fleet: Fleet, profiles: Mapping[str, Profile]) -> tuple[Place, ...]:
+    """Return what the model needs to know of each site in `layouts`, in its order."""
+    found: list[Place] = []
+    for name, layout in layouts.items():
+        site = fleet.site(name)
+        devices = largest_node(site) if site else (Device(),)
+        found.append(Place(profiles[name], fleet.link(name), layout, devices))
+    return tuple(found)
+
+
+def wire_bytes(parameters: int, sync: Sync) -> int:
+    """Bytes of one site's update on the wire, after the sync's transforms."""
+    if any(step.kind == "int8" for step in sync.wire):
+        return parameters + FLOAT_BYTES * math.ceil(parameters / INT8_BLOCK)
+    return FLOAT_BYTES * parameters
+
+
+def rounds(steps: int, period: int) -> int:
+    """How many rounds take `steps` inner steps; the last may be shorter."""
+    return math.ceil(steps / period)
+
+
+def round_bytes(parameters: int, sync: Sync) -> int:
+    """Bytes between one site and the hub in one round: the weights down, an update up."""
+    return FLOAT_BYTES * parameters + wire_bytes(parameters, sync)
+
+
+def step_memory(parameters: int, optimiser: Optimiser) -> int:
+    """Bytes of weights, gradient and the inner optimiser's moments."""
+    moments = 2 if optimiser.kind in ("adam", "adamw") else int(optimiser.momentum > 0)
+    return FLOAT_BYTES * parameters * (2 + moments)
+
+
+def rank_memory(profile: Profile, optimiser: Optimiser) -> int:
+    """Bytes a rank of a data layout needs, for each holds the whole model; what was measured includes the step's."""
+    held = max(profile.memory_bytes, step_memory(profile.parameters, optimiser))
+    return held + 2 * FLOAT_BYTES * profile.parameters  # the round's start and the delta
+
+
+def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
+    """Price `job` under `sync` at these places (at least one)."""
+    parameters = max(place.profile.parameters for place in at)
+    size = round_bytes(parameters, sync)
+    count = sync.wait.count if sync.wait.kind == "buffer" and sync.wait.count else len(at)
+    share = min(1.0, count / len(at))
+    trips = rounds(job.steps, sync.period)
+    compute = job.steps * max(place.step_seconds for place in at) * share
+    carried = max(max(place.link_seconds(size) for place in at), count * size / HUB_BANDWIDTH)
+    transfer = trips * (carried + ROUND_SECONDS) * share
+    return Price(
+        seconds=compute + transfer,
+        compute_seconds=compute,
+        transfer_seconds=transfer,
+        bytes=trips * count * size + FLOAT_BYTES * parameters,
+        memory_bytes=max(rank_memory(place.profile, job.optimiser) for place in at),
+    )
+
+
+def gather_price(job: TrainJob, datasets: Sequence[Dataset], at: Sequence[Place]) -> Price:
+    """Price moving all rows to the site that holds most, which then does every site's steps alone.
+
+    `datasets` and `at` are of the same sites in the same order.
+    """
+    home = max(range(len(at)), key=lambda index: datasets[index].bytes)
+    moved = [dataset.bytes for dataset in datasets]
+    moved[home] = 0
+    compute = job.steps * len(at) * at[home].step_seconds
+    total = sum(moved)
+    slowest = max(place.link_seconds(size) for place, size in zip(at, moved, strict=True))
+    # The hub passes every row on, so what it takes in it also sends, over home's link.
+    transfer = max(slowest, at[home].link_seconds(total), 2 * total / HUB_BANDWIDTH)
+    return Price(
+        seconds=compute + transfer,
+        compute_seconds=compute,
+        transfer_seconds=transfer,
+        bytes=2 * total,
+        memory_bytes=rank_memory(at[home].profile, job.optimiser),
+    )

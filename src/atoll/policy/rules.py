@@ -1,0 +1,92 @@
+"""One party's rules, parsed and checked once, and the decisions they give."""
+
+import json
+import re
+from typing import Any
+
+import cedarpy
+
+from atoll.errors import Invalid
+from atoll.policy.mistakes import size_mistakes, statements, syntax_mistakes, type_mistakes
+from atoll.policy.question import translate
+from atoll.policy.reasons import Reasons, rule_from_json
+from atoll.spec.policy import Decision, Policy, Request
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+
+
+class Rules:
+    """A policy that can be asked. Immutable, so threads may share it.
+
+    Raises `Invalid`, one line for each mistake with its line and rule, for text that is no Cedar, that names what
+    the schema does not have, or whose rules have no `@id` of their own.
+    """
+
+    __slots__ = ("_policies", "_reasons", "policy")
+
+    def __init__(self, policy: Policy) -> None:
+        text = policy.text
+        mistakes = size_mistakes(text) or syntax_mistakes(text) or _naming_mistakes(text) or type_mistakes(text)
+        if mistakes:
+            raise Invalid("\n".join(f"policy of {policy.party}: {mistake}" for mistake in mistakes))
+        self.policy = policy
+        self._policies = cedarpy.PolicySet.from_str(policy.text)
+        rules = {name: rule_from_json(entry) for name, entry in _static(policy.text).items()}
+        self._reasons = Reasons(rules)
+
+    @property
+    def party(self) -> str:
+        return self.policy.party
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The `@id` of each rule, in the order of the text."""
+        return tuple(rule.id for rule in self._reasons.rules.values())
+
+    def decide(self, request: Request) -> Decision:
+        """Answer one request. Allowed only if a permit matches, no forbid does, and no rule failed to evaluate."""
+        try:
+            question = translate(request)
+        except Invalid as problem:
+            return self._refuse((), (str(problem),))
+        outcome = question.put(self._policies)
+        if not outcome.allowed:
+            return self._refuse(*self._reasons.refusal(question, outcome))
+        ids = tuple(sorted(self._reasons.rules[name].id for name in outcome.matched))
+        words = f"{self.party} allows it (rule{'s' if len(ids) > 1 else ''} {', '.join(ids)})"
+        return Decision(allowed=True, party=self.party, rules=ids, reasons=(words,))
+
+    def _refuse(self, ids: tuple[str, ...], reasons: tuple[str, ...]) -> Decision:
+        words = tuple(f"{self.party} refuses: {reason}" for reason in reasons)
+        return Decision(allowed=False, party=self.party, rules=ids, reasons=words)
+
+
+def _naming_mistakes(text: str) -> list[str]:
+    """Return which rules cannot be referred to: without an `@id`, with a bad one, or with another rule's."""
+    if _templates(text):
+        return ["line 1: a template (?principal, ?resource) permits nothing by itself; write the rule out"]
+    entries = list(_static(text).values())
+    if not entries:
+        return [
+            "line 1: there is no rule in it, and without a rule all is refused; write at least one permit or forbid"
+        ]
+    found: list[str] = []
+    seen: dict[str, int] = {}
+    for entry, statement in zip(entries, statements(text), strict=True):
+        name = entry.get("annotations", {}).get("id") or ""
+        if not name:
+            found.append(f'{statement.place}: a rule without a name; write @id("owner.what") before it')
+        elif not _ID.fullmatch(name):
+            found.append(f"{statement.place}: @id {name!r} is no name; use a-z, 0-9, dot, dash and underscore")
+        elif name in seen:
+            found.append(f"{statement.place}: the rule in line {seen[name]} has this name too; give each its own")
+        seen.setdefault(name, statement.line)
+    return found
+
+
+def _static(text: str) -> dict[str, dict[str, Any]]:
+    return json.loads(cedarpy.policies_to_json_str(text))["staticPolicies"]
+
+
+def _templates(text: str) -> dict[str, Any]:
+    return json.loads(cedarpy.policies_to_json_str(text))["templates"]

@@ -1,0 +1,166 @@
+"""The one place where runs move: journal an event, fold it, perform the commands that come out of it.
+
+All events pass through one thread in one order. Those that wait together are journalled in one transaction, so that
+many sites answering at once cost one flush of the disk. Nothing is told to anybody before it is in the journal.
+"""
+
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import cast
+
+from atoll.errors import AtollError, Unavailable
+from atoll.journal import Entry, Journal
+from atoll.runtime.machine import Alarm, Command, State, begin, step
+from atoll.spec.event import Event, Expired, RunEvent, Submitted
+
+_RETRY = 1.0  # seconds until events are journalled again after the disk was full
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    events: tuple[Event, ...]
+    actor: str
+    done: "Future[list[Entry]] | None"
+
+
+class Conductor:
+    """Folds the hub's journal into run states and hands their commands to ``perform``.
+
+    ``perform(state, command)`` is called in the conductor's thread and must not block; ``seen(entry)`` is called for
+    every entry, old and new, in order, for whoever keeps a view.
+    """
+
+    def __init__(
+        self, journal: Journal, perform: Callable[[State, Command], None], seen: Callable[[Entry], None]
+    ) -> None:
+        self._journal, self._perform, self._seen = journal, perform, seen
+        self._inbox: queue.SimpleQueue[_Posted | None] = queue.SimpleQueue()
+        self._alarms: list[tuple[float, int, Event]] = []
+        self._order = itertools.count()
+        self.states: dict[str, State] = {}
+        self.trouble: str | None = None  # why the journal cannot be written, while it cannot
+        self._thread = threading.Thread(target=self._loop, name="conductor", daemon=True)
+        self.closing = False
+
+    def start(self) -> None:
+        """Fold the journal as it is, without performing anything, and begin to take events."""
+        for entry in self._journal.entries():
+            self._fold(entry.event)
+            self._seen(entry)
+        self._thread.start()
+
+    def post(self, *events: Event, actor: str = "hub") -> None:
+        """Hand over events; they happen in the order of posting."""
+        self._inbox.put(_Posted(events, actor, None))
+
+    def record(self, *events: Event, actor: str = "hub", timeout: float = 30.0) -> list[Entry]:
+        """Post events and wait until they are journalled and folded. Raises `Unavailable` when they cannot be."""
+        if self.closing or threading.current_thread() is self._thread:
+            raise Unavailable("the hub is closing; try again once it runs")
+        done: Future[list[Entry]] = Future()
+        self._inbox.put(_Posted(events, actor, done))
+        try:
+            return done.result(timeout)
+        except TimeoutError:
+            raise Unavailable(f"the hub's journal did not take an entry in {timeout:g} s; look at its disk") from None
+
+    def close(self) -> None:
+        self.closing = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+
+    def _loop(self) -> None:
+        while True:
+            posted = self._next()
+            if posted is None:
+                return
+            if posted:
+                self._take(posted)
+
+    def _next(self) -> list[_Posted] | None:
+        """Return everything that waits: posted events and alarms that are due; None when closed."""
+        wait = self._alarms[0][0] - time.monotonic() if self._alarms else None
+        found: list[_Posted] = []
+        try:
+            first = self._inbox.get(timeout=max(0.0, wait) if wait is not None else None)
+            if first is None:
+                return None
+            found.append(first)
+            while not self._inbox.empty():
+                more = self._inbox.get()
+                if more is None:
+                    return None
+                found.append(more)
+        except queue.Empty:
+            pass
+        while self._alarms and self._alarms[0][0] <= time.monotonic():
+            event = heapq.heappop(self._alarms)[2]
+            if self._due(event):
+                found.append(_Posted((event,), "clock", None))
+        return found
+
+    def _due(self, event: Event) -> bool:
+        """Tell whether an alarm still means something: its stage may have ended long ago."""
+        if not isinstance(event, Expired):
+            return True
+        state = self.states.get(event.run)
+        return state is not None and not state.over and state.position == event.position
+
+    def _take(self, posted: list[_Posted]) -> None:
+        commands: list[tuple[str, Command]] = []
+        for actor, group in itertools.groupby(posted, key=lambda item: item.actor):
+            items = list(group)
+            try:
+                entries = self._journal.append(*(event for item in items for event in item.events), actor=actor)
+            except AtollError as error:
+                self._failed(items, error)
+                continue
+            self.trouble = None
+            for entry in entries:
+                commands += [(run, command) for run, command in self._fold(entry.event)]
+                self._seen(entry)
+            start = 0
+            for item in items:
+                if item.done is not None:
+                    item.done.set_result(entries[start : start + len(item.events)])
+                start += len(item.events)
+        for run, command in commands:
+            self._act(self.states[run], command)
+
+    def _failed(self, items: list[_Posted], error: AtollError) -> None:
+        """Who waits for an entry is told; what nobody waits for is tried again, for it must not be lost."""
+        log.error("journal: %s", error)
+        self.trouble = str(error)
+        for item in items:
+            if item.done is not None:
+                item.done.set_exception(error)
+                continue
+            for event in item.events:
+                heapq.heappush(self._alarms, (time.monotonic() + _RETRY, next(self._order), event))
+
+    def _fold(self, event: Event) -> list[tuple[str, Command]]:
+        run = getattr(event, "run", None)
+        if isinstance(event, Submitted):
+            state, commands = begin(event)
+        elif event.kind.startswith("run.") and run in self.states:
+            state, commands = step(self.states[run], cast("RunEvent", event))
+        else:
+            return []
+        self.states[state.run] = state
+        return [(state.run, command) for command in commands]
+
+    def _act(self, state: State, command: Command) -> None:
+        if isinstance(command, Alarm):
+            event = Expired(run=state.run, position=command.position, final=command.final)
+            heapq.heappush(self._alarms, (time.monotonic() + command.seconds, next(self._order), event))
+        else:
+            self._perform(state, command)

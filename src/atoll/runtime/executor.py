@@ -1,0 +1,30 @@
+"""The seam that starts the ranks of a layout and reports what becomes of them; `atoll.runtime.local` is one form."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from atoll.spec.message import Order, Reply
+from atoll.spec.plan import Layout
+
+
+class Group(Protocol):
+    """The ranks of one layout, alive and waiting for orders."""
+
+    def order(self, order: Order, timeout: float, on_step: Callable[[int], None] | None = None) -> Reply:
+        """Give every rank the order and return rank 0's reply.
+
+        Raises `TaskFailed` in the words of the rank that failed, and `Unavailable` when a rank died or fell silent;
+        the group is unusable after the latter.
+        """
+        ...
+
+    def close(self) -> None:
+        """End every rank; returns when they are gone."""
+        ...
+
+
+class Executor(Protocol):
+    def start(self, layout: Layout, folder: Path) -> Group:
+        """Start a layout's ranks with ``folder`` for their logs. Returns before they are ready for work."""
+        ...

@@ -1,0 +1,44 @@
+"""Worker groups that stay warm between runs of the same code, so that a short run does not pay for importing torch."""
+
+import threading
+from pathlib import Path
+
+from atoll.runtime.executor import Executor, Group
+from atoll.spec.plan import Layout
+
+
+class Groups:
+    """At most one idle group, and only for the very code, layout and user it was started for."""
+
+    def __init__(self, executor: Executor, folder: Path) -> None:
+        self._executor, self._folder = executor, folder
+        self._turn = threading.Lock()
+        self._idle: tuple[str, Group] | None = None
+        self._closed = False
+
+    def take(self, key: str, layout: Layout) -> Group:
+        """Return the idle group of this key, or start one."""
+        with self._turn:
+            idle, self._idle = self._idle, None
+        if idle is not None and idle[0] == key:
+            return idle[1]
+        if idle is not None:
+            idle[1].close()
+        return self._executor.start(layout, self._folder)
+
+    def give_back(self, key: str, group: Group) -> None:
+        """Keep a group that has nothing to do for the next run of its key; the one kept before is ended."""
+        with self._turn:
+            closed, previous = self._closed, self._idle
+            self._idle = None if closed else (key, group)
+        if closed:
+            group.close()
+        if previous is not None:
+            previous[1].close()
+
+    def close(self) -> None:
+        with self._turn:
+            self._closed = True
+            idle, self._idle = self._idle, None
+        if idle is not None:
+            idle[1].close()

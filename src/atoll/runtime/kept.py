@@ -1,0 +1,96 @@
+"""What a site keeps of a run on its disk: the fence, the newest weights, updates not yet known to have arrived."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from atoll.errors import Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What goes with a computed update: the weights it started from, and what the answer says of it."""
+
+    weights: str
+    examples: int
+    loss: float | None
+    seconds: float
+
+
+class RunFolder:
+    """One run's folder at a site. Positions are stages of the run; everything in here is the site's own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        fence = path / "fence.json"
+        self._seen: tuple[int, int] = (0, 0)
+        if fence.exists():
+            epoch, position = json.loads(fence.read_text())
+            self._seen = (int(epoch), int(position))
+
+    def fence(self, epoch: int, position: int) -> None:
+        """Refuse an assignment older than one already seen: it comes from a hub that has been replaced."""
+        if (epoch, position) < self._seen:
+            seen = f"epoch {self._seen[0]}, stage {self._seen[1]}"
+            raise Invalid(f"assignment of epoch {epoch}, stage {position} came after {seen}; it is out of date")
+        if (epoch, position) > self._seen:
+            self._seen = (epoch, position)
+            self._write("fence.json", json.dumps(self._seen))
+
+    def weights(self, digest: str) -> Path:
+        return self.path / f"weights-{digest.removeprefix('sha256:')}.f32"
+
+    def put_weights(self, digest: str, vector: np.ndarray) -> None:
+        """Store verified weights in place of the ones before."""
+        path = self.weights(digest)
+        part = path.with_suffix(".part")
+        vector.tofile(part)
+        os.replace(part, path)
+        for old in self.path.glob("weights-*.f32"):
+            if old != path:
+                old.unlink()
+
+    def update(self, position: int) -> Path:
+        return self.path / f"update-{position}.f32"
+
+    def state(self, position: int) -> Path:
+        return self.path / f"state-{position}.safetensors"
+
+    def last_state(self, position: int) -> Path | None:
+        """Return the optimiser's state after the newest round before ``position``."""
+        found = [(int(path.stem.split("-")[1]), path) for path in self.path.glob("state-*.safetensors")]
+        earlier = [item for item in found if item[0] < position]
+        return max(earlier)[1] if earlier else None
+
+    def keep(self, position: int, kept: Kept) -> None:
+        """Mark the update of this position as whole; it is written before its mark."""
+        self._write(f"update-{position}.json", json.dumps(asdict(kept)))
+
+    def kept(self, position: int) -> Kept | None:
+        mark = self.path / f"update-{position}.json"
+        if not mark.exists() or not self.update(position).exists():
+            return None
+        return Kept(**json.loads(mark.read_text()))
+
+    def settle(self, position: int) -> None:
+        """The hub has this update: drop what only earlier rounds needed. The last state stays to go on from."""
+        for path in (*self.path.glob("update-*"), *self.path.glob("state-*.safetensors")):
+            number = int(path.name.split("-")[1].split(".")[0])
+            if number < position - 1 or (path.name.startswith("update") and number < position):
+                path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(self, name: str, text: str) -> None:
+        part = self.path / f"{name}.part"
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.path / name)

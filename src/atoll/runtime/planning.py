@@ -1,0 +1,91 @@
+"""From a job to its plan: ask every site's policy, let the allowed sites measure the task, then choose (purely)."""
+
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+
+from atoll.errors import AtollError, Denied, TaskFailed, Unavailable
+from atoll.planner import allowed, ask
+from atoll.planner.choose import choose, choose_sites
+from atoll.runtime.desk import Desk
+from atoll.spec.event import Answer
+from atoll.spec.fleet import Fleet, Profile
+from atoll.spec.job import Job, TrainJob
+from atoll.spec.message import Assign, Release, TaskName
+from atoll.spec.plan import Plan, Sync
+from atoll.spec.policy import Decision
+
+_ASK = 10.0  # seconds a site's policy has to answer
+_PROBE = 180.0  # seconds a site has to start a worker, import the task and time three steps
+ROLES = ("scientist",)
+
+
+class Planning:
+    """One job on its way to a plan; `answers` are kept for the record of who allowed what."""
+
+    def __init__(self, desk: Desk, run: str, job: Job, code: str | None, user: str) -> None:
+        self._desk, self._run, self._job, self._code, self._user = desk, run, job, code, user
+        self.fleet: Fleet = desk.fleet()
+        self.answers: dict[str, dict[ask.Role, Decision]] = {}
+        self.profiles: dict[str, Profile] = {}
+
+    def plan(self) -> Plan:
+        """Return the plan. Raises `Denied`, `NotFound`, `Invalid`, `TaskFailed` or `Unavailable` in words."""
+        self._ask()
+        if not isinstance(self._job, TrainJob):
+            return choose_sites(self._job, self.answers, self.fleet)
+        self._probe(self._job)
+        return choose(self._job, self.fleet, self.answers, self.profiles)
+
+    def _ask(self) -> None:
+        if not self.fleet.sites:
+            raise Unavailable("no site is connected; add one with: atoll site add NAME")
+        questions = ask.requests(self._job, self.fleet, self._user, ROLES, self._code)
+        for site, asked in questions.items():
+            decisions = self._desk.ask(site, tuple(question.request for question in asked), _ASK)
+            self.answers[site] = ask.paired(site, asked, decisions)
+
+    def _probe(self, job: TrainJob) -> None:
+        sites = allowed.trainers(job, self.fleet, self.answers).sites
+        waiting = {site: self._desk.expect_probe(self._run, site) for site in sites}
+        try:
+            for site in sites:
+                self._desk.send(site, self._assignment(job))
+            self.profiles = dict(_gathered(waiting))
+        finally:
+            self._desk.forget_probes(self._run)
+
+    def _assignment(self, job: TrainJob) -> Assign:
+        task = TaskName(file=job.task.file, name=job.task.name, params=job.task.params)
+        return Assign(
+            run=self._run,
+            epoch=0,
+            position=0,
+            work="probe",
+            job=job,
+            sync=job.sync or Sync(),
+            layout=job.layout or Assign.model_fields["layout"].default,
+            code=self._code,
+            user=self._user,
+            task=task,
+        )
+
+    def release(self) -> None:
+        """Let the sites that were probed for nothing (no run follows) put their workers away."""
+        for site in self.answers:
+            self._desk.send(site, Release(run=self._run, words="the plan was only asked for"))
+
+
+def _gathered(waiting: Mapping[str, "Future[Answer]"]) -> Iterable[tuple[str, Profile]]:
+    deadline = time.monotonic() + _PROBE
+    for site, future in waiting.items():
+        try:
+            answer = future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise Unavailable(f"{site}: measured nothing in {_PROBE:g} s; look at that site's worker log") from None
+        except Denied:
+            raise
+        except AtollError as error:
+            raise TaskFailed(f"{site}: {error}") from None
+        if answer.profile is not None:
+            yield site, answer.profile

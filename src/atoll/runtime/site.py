@@ -1,0 +1,117 @@
+"""A site's folder, and the process that serves it.
+
+    python -m atoll.runtime.site HOME
+
+reads one JSON line on stdin, {"address", "secret", "token"?}: a secret belongs on no command line. The process ends
+when its stdin does, so that sites which a hub started do not outlive it.
+"""
+
+import base64
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from atoll.errors import AtollError, Denied, Invalid, NotFound, Unavailable
+from atoll.policy.rules import Rules
+from atoll.runtime.agent import Agent
+from atoll.runtime.local import LocalExecutor
+from atoll.spec.document import parse, read_yaml, write_yaml
+from atoll.spec.fleet import Device, Node, Site
+from atoll.spec.policy import Policy
+
+
+def create(home: Path, site: Site, policy: str) -> None:
+    """Make a site's folder with its document and its owner's rules. Raises `Invalid` when it exists or they err."""
+    Rules(Policy(party=site.name, text=policy))
+    if (home / "site.yaml").exists():
+        raise Invalid(f"site {site.name!r} exists in {home}; choose another name or edit its policy.cedar")
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
+    (home / "policy.cedar").write_text(policy, encoding="utf-8")
+    (home / "site.yaml").write_text(write_yaml(site), encoding="utf-8")
+
+
+def read(home: Path) -> Site:
+    """Return the site that lives in ``home``, with the machine it runs on unless its document names the nodes."""
+    path = home / "site.yaml"
+    if not path.exists():
+        raise NotFound(f"{home}: no site lives here; make one with: atoll site add NAME")
+    data = read_yaml(path)
+    site = parse(Site, data, str(path))
+    return site if isinstance(data, dict) and "nodes" in data else site.model_copy(update={"nodes": (this_machine(),)})
+
+
+def this_machine() -> Node:
+    """Describe this machine's processors; how fast they are at a task is measured by a probe, not guessed here."""
+    count = len(os.sched_getaffinity(0))
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return Node(name=os.uname().nodename, devices=(Device(kind="cpu", memory_bytes=pages * size // count),) * count)
+
+
+def agent(home: Path) -> Agent:
+    """Return an agent for the site in ``home``, ready to serve."""
+    return Agent(read(home), home, LocalExecutor())
+
+
+def join(home: Path, token: str) -> None:
+    """Serve the site in ``home`` for the hub that made ``token``, until interrupted.
+
+    The first time the token is exchanged for a secret, which is made here and kept in ``home``/secret; after that the
+    token only says where the hub is. Raises `Invalid` for a token that is none, `Denied` when the hub refuses it.
+    """
+    try:
+        ticket = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        address, name, once = str(ticket["address"]), str(ticket["site"]), str(ticket["token"])
+    except (ValueError, KeyError, TypeError):
+        raise Invalid("token: this is no join token; paste what `atoll site invite` printed, whole") from None
+    if read(home).name != name:
+        raise Invalid(f"token: it is for site {name!r} and {home} is {read(home).name!r}; ask for one for this site")
+    path = home / "secret"
+    served = agent(home)
+    if path.exists():
+        served.serve(address, path.read_text().strip())
+        return
+    secret = secrets.token_urlsafe(32)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secret)
+    try:
+        served.serve(address, secret, once)
+    except Denied:
+        path.unlink()  # the hub does not know it: the next invitation makes another
+        raise
+
+
+def main() -> int:
+    home = Path(sys.argv[1])
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    asked = json.loads(sys.stdin.readline() or "{}")
+    try:
+        served = agent(home)
+    except AtollError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+    def lifeline() -> None:
+        sys.stdin.read()  # returns when whoever started us is gone
+        served.stop()
+
+    signal.signal(signal.SIGTERM, lambda *_: served.stop())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us; it closes our stdin
+    threading.Thread(target=lifeline, daemon=True).start()
+    try:
+        served.serve(asked["address"], asked["secret"], asked.get("token"))
+    except KeyError as error:
+        raise Unavailable(f"stdin: {error} is missing; start sites with: atoll join TOKEN") from None
+    except AtollError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

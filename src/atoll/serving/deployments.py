@@ -1,0 +1,218 @@
+"""The replicas that a hub keeps: a process each, started, watched and ended. A replica that dies is not restarted."""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.errors import AtollError, Invalid, NotFound, Unavailable
+from atoll.serving.placement import Placement, Ready
+from atoll.spec.document import near_miss, parse_json
+from atoll.spec.model import Deployment, Model
+from atoll.spec.run import DeploymentView
+
+_READY_LIMIT = 64 * 1024  # bytes of the ready line
+
+
+@dataclass(slots=True)
+class _Replica:
+    deployment: Deployment
+    process: subprocess.Popen[bytes] | None = None
+    ready: Ready | None = None
+
+    def view(self) -> DeploymentView:
+        ready = self.ready
+        code = _code(self.process) if self.process else None
+        words, state = "", "answering"
+        if ready is None:
+            state = "starting"
+        elif ready.failed is not None:
+            state, words = "failed", ready.failed
+        elif code is not None:
+            state, words = (
+                "failed",
+                f"deployment {self.deployment.name}: its process ended ({_ended(code)}); deploy it again",
+            )
+        url = ready.url if ready and ready.url and state == "answering" else ""
+        return DeploymentView(name=self.deployment.name, model=self.deployment.model, url=url, state=state, words=words)
+
+
+class Deployments:
+    """Starts, lists and ends replicas, from any thread. ``logs`` is the folder for what they write to stderr.
+
+    `start` blocks until the replica answers or fails, for at most ``patience`` seconds; call it in a thread.
+    """
+
+    def __init__(self, logs: Path, patience: float = 60.0, grace: float = 8.0) -> None:
+        self._logs = logs
+        self._patience = patience
+        self._grace = grace
+        self._replicas: dict[str, _Replica] = {}
+        self._lock = threading.Lock()
+
+    def start(
+        self, deployment: Deployment, model: Model, bundle: Path, weights: Path, columns: Mapping[str, str]
+    ) -> DeploymentView:
+        """Start a replica and return how it is: `answering`, or `failed` with its own words.
+
+        Raises `Invalid` while a deployment of that name starts or answers. A failed one is replaced.
+        """
+        placement = Placement(
+            deployment=deployment, model=model, bundle=str(bundle), weights=str(weights), columns=dict(columns)
+        )
+        with self._lock:
+            before = self._replicas.get(deployment.name)
+            if before is not None and before.view().state != "failed":
+                raise Invalid(f"deployment: {deployment.name!r} is {before.view().state} already; stop it first")
+            replica = self._replicas[deployment.name] = _Replica(deployment)
+        try:
+            process = self._spawn(deployment.name)
+            with self._lock:
+                gone = self._replicas.get(deployment.name) is not replica  # stopped before it had a process
+                replica.process = process
+            if gone:
+                _end(process, 0.0)
+            replica.ready = _meet(process, placement, self._patience)
+        except AtollError as error:
+            replica.ready = Ready(
+                failed=f"deployment {deployment.name}: {error}; its log is {self._log(deployment.name)}"
+            )
+        if replica.ready.failed is not None and replica.process is not None:
+            _end(replica.process, 0.0)
+        return replica.view()
+
+    def stop(self, name: str) -> DeploymentView:
+        """End the replica: SIGTERM, then SIGKILL once its grace is over. Raises `NotFound`."""
+        with self._lock:
+            replica = self._replicas.pop(name, None)
+            known = list(self._replicas)
+        if replica is None:
+            raise NotFound(f"deployment: there is no {name!r}{near_miss(name, known)}")
+        if replica.process is not None:
+            _end(replica.process, self._grace)
+        return DeploymentView(name=name, model=replica.deployment.model, url="", state="stopped")
+
+    def views(self) -> tuple[DeploymentView, ...]:
+        """How each deployment is now, by name."""
+        with self._lock:
+            return tuple(self._replicas[name].view() for name in sorted(self._replicas))
+
+    def close(self) -> None:
+        """End every replica at once; none is left when this returns."""
+        with self._lock:
+            replicas, self._replicas = list(self._replicas.values()), {}
+        processes = [replica.process for replica in replicas if replica.process is not None]
+        for process in processes:
+            _signal(process, signal.SIGTERM)
+        until = time.monotonic() + self._grace
+        for process in processes:
+            _end(process, max(0.0, until - time.monotonic()))
+
+    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
+        # The user's code runs there: it gets none of our secrets, and no module from the current folder (-P).
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ATOLL_")}
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            with self._log(name).open("ab") as log:
+                return subprocess.Popen(
+                    [sys.executable, "-P", "-m", "atoll.serving.replica"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,  # a group of its own: Ctrl-C is the hub's to handle
+                )
+        except OSError as error:
+            raise Unavailable(f"its process cannot be started ({error.strerror}); look at {self._logs}") from error
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+
+def _meet(process: subprocess.Popen[bytes], placement: Placement, patience: float) -> Ready:
+    """Hand over the placement and wait for the ready line. Stdin stays open: its end tells the replica to end."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(placement.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        raise Unavailable(f"its process ended at once ({_ended(_wait(process, 5.0))})") from None
+    line = _line(process, time.monotonic() + patience)
+    if line is None:
+        raise Unavailable(f"not ready after {patience:g} seconds")
+    if not line.endswith(b"\n"):
+        raise Unavailable(f"its process ended before it was ready ({_ended(_wait(process, 5.0))})")
+    return parse_json(Ready, line, "replica")
+
+
+def _line(process: subprocess.Popen[bytes], until: float) -> bytes | None:
+    """Return stdout up to its first line's end, what there was when it closed, or None when time is up."""
+    assert process.stdout is not None
+    found = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not found.endswith(b"\n") and len(found) < _READY_LIMIT:
+            if not selector.select(max(0.0, until - time.monotonic())):
+                return None
+            piece = os.read(process.stdout.fileno(), 4096)
+            if not piece:
+                break
+            found += piece
+    return found
+
+
+def _end(process: subprocess.Popen[bytes], grace: float) -> None:
+    if grace:
+        _signal(process, signal.SIGTERM)
+    if _wait(process, grace) is None:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    until = time.monotonic() + seconds
+    while (code := _code(process)) is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return code
+
+
+def _code(process: subprocess.Popen[bytes]) -> int | None:
+    """Return the exit code, None while the process lives.
+
+    The user's code may have started others in the group. They are killed before the dead leader is reaped: from
+    then on its number may be given to a stranger.
+    """
+    if process.returncode is None:
+        try:
+            dead = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # another thread reaped it just now
+            return process.poll()
+        if dead is None:
+            return None
+        _signal(process, signal.SIGKILL)
+        process.wait()
+    return process.returncode
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):  # another thread reaped it just now
+            os.killpg(process.pid, number)
+
+
+def _ended(code: int | None) -> str:
+    if code is None:
+        return "it will not end"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,159 @@
+"""How documents look in a terminal: the words are there, and no word can act on the terminal."""
+
+import io
+
+from rich.console import Console, RenderableType
+
+from atoll.console import show
+from atoll.console.terminal import exit_code
+from atoll.planner.capacity import Outlook
+from atoll.registry.lineage import LineageTree, RunOrigin
+from atoll.spec.event import Result
+from atoll.spec.fleet import Dataset, Fleet, Site
+from atoll.spec.model import Lineage, Model
+from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason, Sync
+from atoll.spec.run import DeploymentView, RunView, SiteProgress, SiteView, Traffic, Verdict
+
+DIGEST = "sha256:" + 64 * "a"
+PRICE = Price(seconds=3.25, compute_seconds=1.0, transfer_seconds=2.25, bytes=1_234_567, memory_bytes=1 << 20)
+PLAN = Plan(
+    sites=("zurich", "basel"),
+    layouts={"zurich": Layout(data=2), "basel": Layout()},
+    sync=Sync(period=10),
+    rounds=20,
+    reasons=(Reason(by="price", words="the cheapest that is allowed"),),
+    considered=(
+        Candidate(
+            name="gather the data",
+            price=PRICE,
+            rejected=(Reason(by="policy of zurich (rule hospital.no-rows)", words="rows do not leave"),),
+        ),
+        Candidate(name="fedavg, period 10", sync=Sync(period=10), price=PRICE),
+    ),
+)
+MODEL = Model(
+    name="heart",
+    version=3,
+    weights=DIGEST,
+    code=DIGEST,
+    task="Heart",
+    file="task.py",
+    signature=(),
+    metrics={"auc": 0.9},
+    lineage=Lineage(run="heart-1", job=DIGEST, plan=DIGEST, code=DIGEST),
+)
+
+
+def view(**fields: object) -> RunView:
+    known = {"run": "heart-1", "name": "heart", "job_kind": "train", "purpose": "research", "user": "local"}
+    return RunView.model_validate({**known, "state": "running", **fields})
+
+
+def printed(shown: RenderableType) -> str:
+    out = io.StringIO()
+    Console(file=out, width=160, markup=False, highlight=False, emoji=False).print(shown)
+    return out.getvalue()
+
+
+def test_a_plan_shows_prices_the_choice_and_who_removed_the_rest():
+    text = printed(show.plan(PLAN))
+    assert "✗  gather the data    3.25 s  1.23 MB" in text
+    assert "rows do not leave [policy of zurich (rule hospital.no-rows)]" in text
+    assert "✓  fedavg, period 10" in text
+    assert "zurich (2), basel (1)" in text
+    assert "20 of 10 steps" in text
+    assert "the cheapest that is allowed [price]" in text
+
+
+def test_progress_shows_round_loss_bytes_and_each_site():
+    sites = {"zurich": SiteProgress(connected=True, state="training", step=3, steps=10), "basel": SiteProgress()}
+    now = view(work="train", round=4, rounds=20, loss=0.51, losses=(0.7, 0.51), sites=sites, bytes_up=2000)
+    for text in (printed(show.progress(now)), show.progress_line(now)):
+        for word in ("train", "round 4/20", "loss 0.5100", "up 2 kB", "zurich", "basel", "lost"):
+            assert word in text, word
+    assert "3/10" in printed(show.progress(now))
+
+
+def test_words_of_others_cannot_act_on_the_terminal():
+    hostile = "\x1b]0;owned\x07\x1b[31m[bold]red[/bold]\r:smile:"
+    for text in (
+        printed(show.runs([view(words=hostile, name=hostile)])),
+        printed(show.outcome(view(state="failed", words=hostile))),
+        printed(show.progress(view(sites={hostile: SiteProgress(state=hostile, connected=True)}))),
+        show.progress_line(view(work=hostile)),
+        printed(show.sites([SiteView(name=hostile, owner=hostile, region="x", connected=True)])),
+    ):
+        assert not {"\x1b", "\x07", "\r"} & set(text)
+        assert "[bold]red" in text, "markup of others is text"
+
+
+def test_a_spark_keeps_the_last_value_and_the_width():
+    assert show.spark([1.0]) == ""
+    assert show.spark([3.0, 2.0, 1.0, 0.0])[0] == "█"
+    assert show.spark([3.0, 2.0, 1.0, 0.0])[-1] == "▁"
+    long = show.spark([float(value) for value in range(1000)], width=60)
+    assert len(long) <= 60
+    assert long[-1] == "█"
+    assert set(show.spark([2.0, 2.0])) == {"▁"}
+
+
+def test_an_outcome_shows_every_site_and_all_together():
+    result = Result(metrics={"auc": 0.9, "accuracy": 0.8}, by_site={"basel": {"auc": 0.85}}, model="heart@3")
+    text = printed(show.outcome(view(state="finished", seconds=12.0, result=result)))
+    assert "basel      0.85         -" in text
+    assert "all sites   0.9       0.8" in text
+    assert "atoll models show heart@3" in text
+
+
+def test_a_query_shows_its_rows_and_what_was_held_back():
+    result = Result(columns=("sex", "count"), rows=((0, 12345), (None, 3)), suppressed=2)
+    text = printed(show.outcome(view(state="finished", job_kind="query", result=result)))
+    assert "12,345" in text
+    assert "2 groups were held back" in text
+
+
+def test_a_failed_run_says_why():
+    assert "loss is not finite at step 3" in printed(
+        show.outcome(view(state="failed", words="zurich: loss is not finite at step 3"))
+    )
+
+
+def test_exit_codes_tell_how_a_run_ended():
+    ends = {state: exit_code(view(state=state)) for state in ("finished", "failed", "cancelled", "interrupted")}
+    assert ends == {"finished": 0, "failed": 4, "cancelled": 130, "interrupted": 5}
+
+
+def test_lists_show_what_they_list():
+    traffic = [Traffic(site="basel", direction="out", kind="update", count=20, bytes=20_000, refused=1)]
+    verdicts = [
+        Verdict(journal="hub", entries=9, intact=True),
+        Verdict(journal="basel", entries=4, intact=False, bad=2),
+    ]
+    dataset = Dataset(name="heart", rows=1234, fingerprint=DIGEST, purposes=("research",))
+    shown = {
+        "20 kB": show.traffic(traffic),
+        "BROKEN at entry 2": show.verdicts(verdicts),
+        "1,234": show.datasets(Fleet(sites=(Site(name="basel", datasets=(dataset,)),))),
+        "http://127.0.0.1:9": show.deployments(
+            [DeploymentView(name="heart", model="heart@3", url="http://127.0.0.1:9", state="answering")]
+        ),
+        "production": show.models([MODEL], {"heart": {"production": 3, "old": 1}}),
+        "2023-11-14 22:13:20Z": show.journal(
+            [{"seq": 1, "time": 1.7e9, "actor": "hub", "kind": "run.submitted", "words": "by local"}]
+        ),
+        "4 more sites": show.capacity([Outlook(change="4 more sites", now=PRICE, then=PRICE)]),
+        "heart@3": show.prediction({"predictions": [{"risk": 0.25}], "model": "heart@3"}),
+        "none yet": show.runs([]),
+    }
+    for words, renderable in shown.items():
+        assert words in printed(renderable)
+    assert "old" not in printed(show.models([MODEL], {"heart": {"production": 3, "old": 1}}))
+
+
+def test_lineage_is_a_tree_down_to_the_job():
+    origin = RunOrigin(run="heart-1", user="ann", plan_digest=DIGEST, plan=PLAN, job_digest=DIGEST)
+    lines = printed(
+        show.lineage(LineageTree(model=MODEL, entry=7, published=1.0, origin=origin, code=DIGEST))
+    ).splitlines()
+    assert lines[0].startswith("model heart@3")
+    assert [line.lstrip("│├└─ ").split()[0] for line in lines[1:4]] == ["run", "plan", "job"]

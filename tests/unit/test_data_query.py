@@ -1,0 +1,347 @@
+"""The law: answers of the sites, merged, are the answer over their pooled rows; and nothing small gets out."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from atoll.data import engine
+from atoll.data.engine import connect
+from atoll.data.query import answer, merge, parse
+from atoll.errors import Invalid, NotFound
+from atoll.spec.event import Answer, Group
+
+SCHEMA = pa.schema([("sex", pa.string()), ("age", pa.int64()), ("chol", pa.float64()), ("well", pa.bool_())])
+EVERY = (
+    "count(*) AS n, count(chol), sum(age), sum(chol) AS s, avg(chol - 3 * age) AS m, min(chol), max(age), sum(well), "
+    "var_pop(chol), var_samp(age), variance(chol), stddev(chol), stddev_pop(chol + 1), stddev_samp(age), mean(age)"
+)
+LAWS = [
+    f"SELECT {EVERY} FROM heart",
+    f"SELECT sex, {EVERY} FROM heart GROUP BY sex ORDER BY sex",
+    f"SELECT sex, well AS w, {EVERY} FROM heart WHERE age > 20 AND NOT (sex = 'f' OR chol IS NULL) GROUP BY sex, w",
+    f"SELECT {EVERY}, age // 10 AS decade FROM heart WHERE age BETWEEN 3 AND 70 GROUP BY decade ORDER BY 16 DESC",
+    f"SELECT upper(sex) AS u, {EVERY} FROM heart WHERE coalesce(age, 0) IN (0, 1, 2) OR abs(chol) < 9.5 GROUP BY ALL",
+    f"SELECT CAST(well AS INT) AS w, {EVERY} FROM heart h WHERE h.sex IS NOT NULL GROUP BY 1 ORDER BY w NULLS FIRST",
+    "SELECT age, count(*) AS n FROM heart GROUP BY age ORDER BY n DESC, age DESC NULLS FIRST LIMIT 3",
+]
+
+
+def made(rows, seed):
+    draw = np.random.default_rng(seed)
+    columns = {
+        "sex": draw.choice(["m", "f"], rows),
+        "age": draw.integers(-3, 90, rows),
+        "chol": draw.normal(200, 50, rows).round(int(draw.integers(0, 9))),
+        "well": draw.random(rows) < 0.5,
+    }
+    missing = {name: draw.random(rows) < draw.choice([0.0, 0.2, 1.0]) for name in columns}
+    return pa.table({n: pa.array(v, SCHEMA.field(n).type, mask=missing[n]) for n, v in columns.items()}, SCHEMA)
+
+
+SITES = [made(rows, seed) for seed, rows in enumerate((0, 1, 14, 300))]
+
+
+def asked(sql, sites, min_group=0):
+    query = parse(sql)
+    return merge(query, [answer(query, site, min_group) for site in sites])
+
+
+def pooled(sql, tables):
+    with duckdb.connect(":memory:") as connection:
+        connection.register("heart", pa.concat_tables(tables))
+        return connection.execute(sql).fetchall()
+
+
+def by_key(row, keys):
+    return [(row[i] is None, row[i] or 0 if not isinstance(row[i], str) else row[i]) for i in keys]
+
+
+@pytest.mark.parametrize("sql", LAWS)
+@pytest.mark.parametrize("tables", [SITES, SITES[:2]], ids=["four sites", "one patient"])
+def test_merged_answers_of_sites_are_the_answer_over_their_pooled_rows(sql, tables):
+    ours, theirs = asked(sql, tables).rows, pooled(sql, tables)
+    if "ORDER BY" not in sql:
+        theirs.sort(key=lambda row: by_key(row, [i for i, out in enumerate(parse(sql).outputs) if not out.function]))
+    assert len(ours) == len(theirs)
+    for our, their in zip(ours, theirs, strict=True):
+        for value, expected in zip(our, their, strict=True):
+            if isinstance(expected, float):
+                assert value == pytest.approx(expected, rel=1e-12, abs=1e-9)
+            else:
+                assert value == expected
+
+
+def test_variance_far_from_zero_keeps_its_digits():
+    draw = np.random.default_rng(1)
+    tables = [pa.table({"x": 1e9 + draw.normal(size=n)}) for n in (5, 2000, 300)]
+    ((variance, mean),) = asked("SELECT var_samp(x), avg(x) FROM heart", tables).rows
+    values = np.concatenate([one["x"].to_numpy() for one in tables])
+    assert variance == pytest.approx(values.var(ddof=1), rel=1e-7)
+    assert mean == pytest.approx(values.mean(), rel=1e-15)
+
+
+def test_integer_sums_are_exact_beyond_float64():
+    tables = [pa.table({"x": pa.array([2**63 - 1, 2**63 - 1])}), pa.table({"x": [7]})]
+    assert asked("SELECT sum(x) FROM t", tables).rows == ((2**64 + 5,),)
+
+
+def test_groups_survive_the_journey_as_json():
+    query = parse("SELECT sex, well, age, count(*), avg(chol), stddev(age) FROM heart GROUP BY ALL")
+    rows = [{"sex": "m", "age": 1, "chol": 2.5, "well": True}, {"sex": None, "age": 0, "chol": None, "well": None}]
+    groups, suppressed = answer(query, pa.Table.from_pylist(rows, SCHEMA), 0)
+    sent = Answer(site="a", position=0, epoch=0, groups=groups, suppressed=suppressed).model_dump_json()
+    back = Answer.model_validate_json(sent)
+    assert merge(query, [(back.groups, back.suppressed)]) == merge(query, [(groups, suppressed)])
+    assert merge(query, [(back.groups, 0)]).rows == (("m", True, 1, 1, 2.5, None), (None, None, 0, 1, None, None))
+
+
+# --- what must not get out ------------------------------------------------------------------------------------
+
+
+def people(**columns):
+    return pa.table(columns)
+
+
+def test_groups_below_the_minimum_are_held_back_and_counted():
+    first = people(sex=["m"] * 5 + ["f"] * 2, age=list(range(7)))
+    second = people(sex=["m"] * 2 + ["f"] * 6 + ["x"], age=list(range(9)))
+    result = asked("SELECT sex, count(*) AS n, max(age) FROM heart GROUP BY sex", [first, second], min_group=3)
+    assert result.rows == (("f", 6, 7), ("m", 5, 4))
+    assert result.suppressed == 3
+
+
+def test_a_question_about_one_person_is_held_back_whole():
+    site = people(id=list(range(50)), age=[40.0] * 50)
+    result = asked("SELECT count(*), avg(age) FROM heart WHERE id = 17", [site], min_group=10)
+    assert (result.rows, result.suppressed) == ((), 1)
+    assert asked("SELECT count(*) FROM heart WHERE id = 99", [site], min_group=10).suppressed == 1
+
+
+def test_an_aggregate_that_rests_on_few_values_is_held_back_in_a_large_group():
+    site = people(ill=[1.5] + [None] * 49, never=pa.nulls(50, pa.float64()), age=[40] * 50)
+    assert asked("SELECT sum(ill) FROM heart", [site], min_group=10).suppressed == 1
+    assert asked("SELECT count(ill) FROM heart", [site], min_group=10).rows == ()
+    assert asked("SELECT sum(never), avg(age) FROM heart", [site], min_group=10).rows == ((None, 40.0),)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "CAST(name AS INT)",
+        "age * 9223372036854775807",
+        "age * 9223372036854775807 + 0.5",
+        "age // (age - 41)",
+        "abs(-9223372036854775807 - age)",
+        "CAST(name AS DATE) = CAST('2020-01-01' AS DATE)",
+    ],
+)
+def test_a_row_that_fails_is_missing_and_no_error_tells_of_it(expression):
+    site = people(name=["Alice", "7", None], age=[41, 42, 1])
+    plain = asked(f"SELECT count({expression}) AS n, count(*) AS rows FROM heart", [site]).rows
+    assert plain[0][1] == 3
+    assert plain[0][0] < 3
+    assert asked(f"SELECT count(*) AS n FROM heart WHERE ({expression}) IS NOT NULL", [site]).rows == (plain[0][:1],)
+
+
+def test_what_is_no_number_counts_as_missing():
+    site = people(x=[1.0, float("nan"), float("inf"), None, 1e200, 3.0])
+    assert asked("SELECT count(x), avg(x), max(x), sum(x / 0) AS z FROM heart", [site]).rows == ((2, 2.0, 3.0, None),)
+
+
+def test_a_site_with_too_many_groups_is_refused_by_the_hub():
+    query = parse("SELECT id, count(*) AS n FROM heart GROUP BY id")
+    groups = [Group(key=(i,), rows=1, partials={"n": (1,)}) for i in range(10_001)]
+    with pytest.raises(Invalid, match="10001 groups"):
+        merge(query, [(groups, 0)])
+
+
+def test_too_many_groups_are_refused():
+    with pytest.raises(Invalid, match="10001 groups"):
+        asked("SELECT id, count(*) FROM heart GROUP BY id", [people(id=list(range(10_001)))])
+
+
+def test_the_columns_own_names_cannot_be_mistaken_for_the_engines():
+    site = people(k0=[1, 1], x0=[10, 20], rows=[5, 6], g0=["a", "b"], a0_0=[0, 1])
+    sql = 'SELECT g0, sum(x0), sum(k0), sum("rows"), sum(a0_0) FROM heart WHERE x0 > 5 GROUP BY g0'
+    assert asked(sql, [site]).rows == (("a", 10, 1, 5, 0), ("b", 20, 1, 6, 1))
+
+
+def test_quotes_in_names_and_texts_stay_names_and_texts():
+    site = pa.table({'we"ird; --': ["a'b", "c"]})
+    sql = 'SELECT "we""ird; --" AS k, count(*) AS n FROM heart WHERE "we""ird; --" = \'a\'\'b\' GROUP BY k'
+    assert asked(sql, [site]).rows == (("a'b", 1),)
+
+
+def test_connections_see_nothing_of_each_other_nor_of_the_machine(tmp_path):
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    here = pa.table({"a": [1]})  # a Python variable the engine could find by its name
+    with connect() as one, connect() as other:
+        one.register("dataset", here)
+        one.execute("CREATE TEMP TABLE groups AS SELECT * FROM dataset")
+        for text in ("dataset", "groups", "here", f"'{tmp_path}/x.csv'", f"read_text('{tmp_path}/x.csv')"):
+            with pytest.raises(duckdb.Error):
+                other.execute(f"SELECT * FROM {text}")
+        for text in ("SET enable_external_access = true", "INSTALL httpfs", f"COPY groups TO '{tmp_path}/y.csv'"):
+            with pytest.raises(duckdb.Error):
+                one.execute(text)
+    assert not (tmp_path / "y.csv").exists()
+
+
+def test_an_engine_that_broke_is_replaced():
+    engine._engine().close()
+    assert asked("SELECT sum(x) FROM t", [people(x=[1, 2])]).rows == ((3,),)
+
+
+def test_queries_at_once_do_not_mix():
+    sites = [people(x=list(range(n, n + 2000))) for n in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda site: asked("SELECT count(*), min(x) FROM t", [site]).rows, sites * 4))
+    assert results == [((2000, n),) for n in range(8)] * 4
+
+
+# --- what a query may be --------------------------------------------------------------------------------------
+
+
+def test_a_query_names_its_dataset_and_columns():
+    query = parse('SELECT h.sex, avg(age + chol) AS "mean" FROM "heart-2.x" AS h WHERE well GROUP BY sex LIMIT 3')
+    assert query.dataset == "heart-2.x"
+    assert query.columns == ("sex", "age", "chol", "well")
+    assert [output.name for output in query.outputs] == ["sex", "mean"]
+    assert query.limit == 3
+
+
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("SELECT * FROM t", "rows never leave a site"),
+        ("SELECT a FROM t", "no aggregate"),
+        ("SELECT a, count(*) FROM t", "'a' stands beside an aggregate"),
+        ("SELECT a + 1, count(*) FROM t GROUP BY ALL", "needs a name"),
+        ("SELECT count(*) FROM t, u", "a join"),
+        ("SELECT count(*) FROM t JOIN u USING (a)", "a join"),
+        ("SELECT count(*) FROM read_csv('/etc/passwd')", "a table function"),
+        ("SELECT count(*) FROM '/etc/passwd'", "no dataset's name"),
+        ("SELECT count(*) FROM s.t", "a schema"),
+        ("SELECT main.sum(a) FROM t", "a schema"),
+        ("SELECT count(*) FROM (SELECT 1)", "a subquery"),
+        ("SELECT count(*) FROM t WHERE a IN (SELECT 1)", "a subquery"),
+        ("WITH x AS (SELECT 1) SELECT count(*) FROM t", "WITH"),
+        ("SELECT count(*) FROM t UNION ALL SELECT 1", "UNION"),
+        ("SELECT sum(a) OVER () FROM t", "a window function"),
+        ("SELECT count(*) FROM t HAVING count(*) > 1", "HAVING"),
+        ("SELECT count(*) FROM t QUALIFY true", "QUALIFY"),
+        ("SELECT count(*) FROM t USING SAMPLE 1", "SAMPLE"),
+        ("SELECT count(*) FROM t TABLESAMPLE 10%", "SAMPLE"),
+        ("SELECT count(*) FROM t AS t(b)", "renaming columns"),
+        ("SELECT count(DISTINCT a) FROM t", "DISTINCT"),
+        ("SELECT DISTINCT a, count(*) FROM t GROUP BY a", "DISTINCT"),
+        ("SELECT count(*) FILTER (a > 1) FROM t", "FILTER"),
+        ("SELECT sum(a ORDER BY b) FROM t", "ORDER_BYS"),
+        ("SELECT a, count(*) FROM t GROUP BY CUBE (a)", "CUBE"),
+        ("SELECT a, count(*) FROM t GROUP BY 2", "'a' stands beside"),
+        ("SELECT a, count(*) AS n FROM t GROUP BY a, n", "an aggregate is no group"),
+        ("SELECT count(*) FROM t GROUP BY a", "not in the select list"),
+        ("SELECT count(*) FROM t ORDER BY a", "not in the select list"),
+        ("SELECT count(*) FROM t ORDER BY 2", "count from 1 to 1"),
+        ("SELECT count(*) FROM t LIMIT 1 OFFSET 1", "OFFSET"),
+        ("SELECT count(*) FROM t LIMIT 10%", "LIMIT"),
+        ("SELECT sum(a) / 2 AS h FROM t", "sum inside an expression"),
+        ("SELECT sum(avg(a)) FROM t", "avg inside an expression"),
+        ("SELECT sum(CASE WHEN a THEN 1 END) FROM t", "CASE"),
+        ("SELECT count(*) FROM t WHERE uper(a) = 'A'", "did you mean 'upper'"),
+        ("SELECT count(*) FROM t WHERE a LIKE '%'", "'like'"),
+        ("SELECT count(*) FROM t WHERE getenv('HOME') = 'x'", "'getenv'"),
+        ("SELECT median(a) FROM t", "'median'"),
+        ("SELECT sum(a.b.c) FROM t", "a.b.c"),
+        ("SELECT sum(u.a) FROM t", "u.a"),
+        ("SELECT sum(CAST(a AS STRUCT(b INT))) FROM t", "CAST to|CHILDREN|not allowed"),
+        ("SELECT sum(a[1]) FROM t", "array_extract"),
+        ("SELECT count(*) FROM t WHERE a = $1", "a parameter"),
+        ("SELECT count(*)", "without FROM"),
+        ("SELECT count(*) FROM t; SELECT count(*) FROM t", "more than one statement"),
+        ("", "an empty query"),
+        ("SELECT \udcff", "no Unicode"),
+        ("SELECT count(*) FROM t WHERE a = '\0' OR", "syntax error"),
+        ("DROP TABLE t", "anything but SELECT"),
+        ("COPY t TO 'x'", "anything but SELECT"),
+        ("SELEC 1", 'syntax error at or near "SELEC"'),
+        ("SELECT sum(A), sum(a) FROM t", "differ only in case"),
+        ("SELECT sum(a), sum(a) FROM t", "two output columns"),
+        ("SELECT floor(a) AS a, count(*) FROM t GROUP BY a", "names both a column and a key"),
+        ("SELECT count(*) FROM t WHERE " + "NOT " * 300 + "a", "nested too deeply"),
+        ("SELECT count(*) FROM t WHERE a IN (" + "1," * 6000 + "1)", "10000 is the most"),
+    ],
+)
+def test_what_is_not_allowed_is_named(sql, words):
+    with pytest.raises(Invalid, match=words) as told:
+        parse(sql)
+    assert str(told.value).startswith("sql: ")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("SELECT avg(agee) FROM heart", "no column 'agee'; did you mean 'age'"),
+        ("SELECT avg(rowid) FROM heart", "no column 'rowid'"),
+        ("SELECT avg(sex) FROM heart", "it needs numbers"),
+        ("SELECT min(seen) FROM heart", "it needs numbers"),
+        ("SELECT tags, count(*) FROM heart GROUP BY tags", "group by numbers"),
+        ("SELECT sum(sex + 1) FROM heart", "Binder Error.*change the expression"),
+    ],
+)
+def test_what_does_not_fit_a_columns_type_is_named(sql, words):
+    site = people(age=[1], sex=["m"], seen=pa.array([1], pa.date32()), tags=[["a"]])
+    with pytest.raises(Invalid, match=words):
+        asked(sql, [site])
+
+
+def test_an_unknown_column_is_not_found():
+    with pytest.raises(NotFound):
+        asked("SELECT avg(b) FROM t", [people(a=[1])])
+
+
+def test_half_floats_and_dictionaries_are_read():
+    tables = [people(s=pa.array(["a", "b", "a"]).dictionary_encode(), x=np.array([1, 2, np.nan], np.float16))]
+    assert asked("SELECT s, sum(x) FROM t GROUP BY s", tables).rows == (("a", 1.0), ("b", 2.0))
+
+
+def test_dates_and_decimals_can_be_keys():
+    site = people(day=pa.array([0, 0, None], pa.date32()), price=pa.array([1, 1, 2], pa.decimal128(5, 1)))
+    result = asked("SELECT day, price, count(*) AS n FROM shop GROUP BY ALL", [site, site])
+    assert result.rows == (("1970-01-01", 1.0, 4), (None, 2.0, 2))
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        Group(rows=5, partials={"n": (5, 1.0)}),
+        Group(key=("x", "y"), rows=5, partials={"n": (5, 1.0)}),
+        Group(key=("x",), rows=5, partials={}),
+        Group(key=("x",), rows=5, partials={"n": (5,)}),
+        Group(key=("x",), rows=5, partials={"n": ()}),
+        Group(key=("x",), rows=5, partials={"n": (6, 1.0)}),
+        Group(key=("x",), rows=5, partials={"n": (-1, 1.0)}),
+        Group(key=("x",), rows=5, partials={"n": (None, 1.0)}),
+        Group(key=("x",), rows=5, partials={"n": (5, None)}),
+        Group(key=("x",), rows=5, partials={"n": (0, 1.0)}),
+        Group(key=("x",), rows=5, partials={"n": (5, 1e300)}),
+        Group(key=("x",), rows=10**400, partials={"n": (10**400, 1.0)}),
+    ],
+)
+def test_a_forged_group_is_refused(group):
+    query = parse("SELECT sex, sum(age) AS n FROM heart GROUP BY sex")
+    with pytest.raises(Invalid, match="does not fit the query"):
+        merge(query, [((group,), 0)])
+
+
+def test_forged_variances_are_refused_and_the_largest_honest_ones_do_not_overflow():
+    query = parse("SELECT var_pop(age) AS v FROM heart")
+    for part in ((5, 1e200, 1.0), (5, 1.0, -1.0), (5, 1.0, 1e300)):
+        with pytest.raises(Invalid, match="does not fit"):
+            merge(query, [((Group(rows=5, partials={"v": part}),), 0)])
+    far = [Group(rows=2**52, partials={"v": (2**52, side * 1e140, 0.0)}) for side in (-1, 1)]
+    assert merge(query, [((group,), 0) for group in far]).rows == ((pytest.approx(1e280),),)

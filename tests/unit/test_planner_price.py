@@ -1,0 +1,155 @@
+"""The stated cost model, term by term, and what-if on top of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from atoll.errors import Invalid
+from atoll.planner import capacity, explain
+from atoll.planner import price as model
+from atoll.spec.fleet import Device, Fleet, Link, Profile, Site
+from atoll.spec.job import Optimiser, TrainJob
+from atoll.spec.plan import Layout, Plan, Sync
+
+PLACE = model.Place(
+    profile=Profile(parameters=1_000_000, step_seconds=0.1),
+    link=Link(site="rome", bandwidth=1e7, latency=0.02),
+    layout=Layout(),
+    devices=(Device(),) * 4,
+)
+JOB = TrainJob.model_validate(
+    {
+        "name": "heart",
+        "purpose": "research",
+        "task": {"file": "task.py", "name": "Heart"},
+        "data": {"dataset": "heart"},
+        "steps": 100,
+    }
+)
+
+
+def sync(**fields: Any) -> Sync:
+    return Sync.model_validate({"preset": "fedavg", "period": 10, **fields})
+
+
+def test_the_price_is_the_stated_formula():
+    cost = model.price(JOB, sync(), [PLACE, PLACE])
+    link = 3 * 0.02 + 8e6 / 1e7
+    assert cost.compute_seconds == pytest.approx(100 * 0.1)
+    assert cost.transfer_seconds == pytest.approx(10 * (link + model.ROUND_SECONDS))
+    assert cost.seconds == pytest.approx(cost.compute_seconds + cost.transfer_seconds)
+    assert cost.bytes == 10 * 2 * 8_000_000 + 4_000_000
+
+
+def test_the_slowest_site_and_the_slowest_link_set_the_pace():
+    slow = replace(PLACE, profile=Profile(parameters=1_000_000, step_seconds=0.3))
+    far = replace(PLACE, link=Link(site="oslo", bandwidth=1e6, latency=0.02))
+    cost = model.price(JOB, sync(), [PLACE, slow, far])
+    assert cost.compute_seconds == pytest.approx(30)
+    assert cost.transfer_seconds == pytest.approx(10 * (0.06 + 8.0 + model.ROUND_SECONDS))
+
+
+def test_many_sites_on_fast_links_wait_for_the_hubs_shared_link():
+    near = replace(PLACE, link=Link(site="rome", bandwidth=1e9, latency=0.0))
+    cost = model.price(JOB, sync(), [near] * 50)
+    assert cost.transfer_seconds == pytest.approx(10 * (50 * 8e6 / model.HUB_BANDWIDTH + model.ROUND_SECONDS))
+
+
+def test_int8_cuts_an_update_about_four_times():
+    plain, packed = model.wire_bytes(1_000_000, sync()), model.wire_bytes(1_000_000, sync(wire=[{"kind": "int8"}]))
+    assert plain / packed == pytest.approx(4, rel=0.01)
+    assert model.wire_bytes(1025, sync(wire=[{"kind": "int8"}])) == 1025 + 2 * 4
+    assert model.price(JOB, sync(wire=[{"kind": "int8"}]), [PLACE]).bytes < model.price(JOB, sync(), [PLACE]).bytes
+
+
+def test_clipping_does_not_shrink_an_update():
+    assert model.wire_bytes(1000, sync(wire=[{"kind": "clip", "value": 1.0}])) == 4000
+
+
+def test_a_longer_period_costs_proportionally_fewer_bytes():
+    short, long = (model.price(JOB, sync(period=period), [PLACE]) for period in (1, 20))
+    assert (short.bytes - 4_000_000) == 20 * (long.bytes - 4_000_000)
+    assert short.compute_seconds == long.compute_seconds
+
+
+def test_ranks_divide_a_step_up_to_the_devices_and_pay_for_their_all_reduce():
+    two, eight = (replace(PLACE, layout=Layout(data=ranks)).step_seconds for ranks in (2, 8))
+    assert two == pytest.approx(0.05 + model.ALL_REDUCE_SECONDS + 4e6 / model.LOCAL_BANDWIDTH)
+    assert eight > 0.1 / 4
+
+
+def test_a_buffer_fills_as_often_as_sites_deliver():
+    waiting = model.price(JOB, sync(), [PLACE] * 4)
+    buffered = model.price(JOB, sync(wait={"kind": "buffer", "count": 2}), [PLACE] * 4)
+    assert buffered.compute_seconds == pytest.approx(waiting.compute_seconds / 2)
+    assert buffered.bytes < waiting.bytes
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "copies"),
+    [(Optimiser(), 4), (Optimiser(momentum=0.9), 5), (Optimiser(kind="adam"), 6), (Optimiser(kind="adamw"), 6)],
+)
+def test_memory_counts_weights_gradient_moments_start_and_delta(optimiser: Optimiser, copies: int):
+    assert model.rank_memory(Profile(parameters=1000, step_seconds=1), optimiser) == 4 * 1000 * copies
+
+
+def test_measured_memory_stands_where_it_is_more_than_the_model_explains():
+    profile = Profile(parameters=1000, step_seconds=1, memory_bytes=1_000_000)
+    assert model.rank_memory(profile, Optimiser()) == 1_000_000 + 2 * 4000
+
+
+FLEET = Fleet(
+    sites=(Site(name="oslo"), Site(name="rome")),
+    links=(Link(site="oslo", bandwidth=1e6), Link(site="rome", bandwidth=1e8)),
+)
+PROFILES = {name: Profile(parameters=100_000, step_seconds=0.01, memory_bytes=50_000_000) for name in ("oslo", "rome")}
+PLAN = Plan(sites=("oslo", "rome"), layouts={"oslo": Layout(), "rome": Layout()}, sync=sync(), rounds=10)
+
+
+def test_no_change_costs_the_same():
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES)
+    assert outlook.then == outlook.now
+    assert outlook.change == "no change"
+
+
+def test_more_sites_send_more_bytes_at_the_pace_of_the_slowest():
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, sites=2)
+    assert outlook.then.bytes - 400_000 == 2 * (outlook.now.bytes - 400_000)
+    assert outlook.then.seconds == pytest.approx(outlook.now.seconds)
+    assert outlook.change == "2 more sites like the slowest"
+
+
+def test_faster_links_change_transfer_only():
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, bandwidth=10)
+    assert outlook.then.compute_seconds == outlook.now.compute_seconds
+    assert outlook.then.transfer_seconds < outlook.now.transfer_seconds / 4
+    assert outlook.then.bytes == outlook.now.bytes
+
+
+def test_a_bigger_model_grows_seconds_bytes_and_its_own_share_of_memory():
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, parameters=3)
+    assert outlook.then.compute_seconds == pytest.approx(3 * outlook.now.compute_seconds)
+    assert outlook.then.bytes == 3 * outlook.now.bytes
+    assert outlook.then.memory_bytes - outlook.now.memory_bytes == 2 * 100_000 * 4 * 4
+
+
+def test_the_table_has_a_row_for_each_usual_question():
+    changes = [row.change for row in capacity.table(JOB, PLAN, FLEET, PROFILES)]
+    assert changes[0] == "1 more site like the slowest"
+    assert "links 10 times as fast" in changes
+    assert changes[-1] == "a model 10 times as big"
+
+
+def test_senseless_changes_are_refused():
+    with pytest.raises(Invalid, match="sites: -1"):
+        capacity.what_if(JOB, PLAN, FLEET, PROFILES, sites=-1)
+    with pytest.raises(Invalid, match="bandwidth: 0 times"):
+        capacity.what_if(JOB, PLAN, FLEET, PROFILES, bandwidth=0)
+    with pytest.raises(Invalid, match="parameters: nan times"):
+        capacity.what_if(JOB, PLAN, FLEET, PROFILES, parameters=float("nan"))
+
+
+def test_numbers_are_told_in_units_that_fit():
+    assert [explain.volume(size) for size in (0, 999, 999_999, 4_000_000)] == ["0 B", "999 B", "1 MB", "4 MB"]
+    assert [explain.duration(s) for s in (0.5, 42, 900, 36_000)] == ["0.50 s", "42 s", "15 min", "10.0 h"]

@@ -1,0 +1,125 @@
+"""The repository keeps its own promises: public names, module sizes, documentation that points at what exists."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import atoll
+
+ROOT = Path(__file__).parents[2]
+NOT_SOURCE = {".git", ".venv", ".atoll", "__pycache__", "build", "dist", "node_modules"}
+NOT_SOURCE |= {".pytest_cache", ".ruff_cache", ".import_linter_cache", ".hypothesis"}
+HEADINGS = ["## Context", "## Decision", "## Measured reason", "## Consequences", "## What would reopen it"]
+
+
+def sources() -> list[Path]:
+    """Return the files that a clone would hold."""
+    found: list[Path] = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in NOT_SOURCE and not name.endswith(".egg-info")]
+        found += [Path(folder) / name for name in files if not name.endswith(".pyc")]
+    return sorted(found)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+SOURCES = sources()
+MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / "src") and path.suffix == ".py"]
+PAGES = [path for path in SOURCES if path.suffix == ".md"]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+
+
+def test_the_public_names_are_exactly_those_declared() -> None:
+    assert sorted(atoll.__all__) == atoll.__all__
+    assert set(atoll.__all__) == set(atoll._HOME)
+    assert len(atoll.__all__) <= 15
+
+
+@pytest.mark.parametrize("name", atoll.__all__)
+def test_each_public_name_resolves_to_something_that_bears_it(name: str) -> None:
+    assert getattr(atoll, name).__name__ == name
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'atoll' has no attribute 'Taks'"):
+        atoll.__getattr__("Taks")
+
+
+def test_importing_atoll_brings_no_heavy_module() -> None:
+    program = "import sys, atoll; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert {"torch", "ray", "numpy", "pyarrow", "duckdb", "fastapi", "pydantic"}.isdisjoint(out.split())
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.suffix == ".py"], ids=relative)
+def test_no_module_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_every_module_opens_with_a_sentence_of_purpose(path: Path) -> None:
+    purpose = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert purpose, "the module has no docstring"
+    assert re.search(r"[.:!?]", purpose.splitlines()[0]), "its first line is not a sentence"
+
+
+def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
+    machine = re.compile(r"(?<![\w.~-])/(root|opt|work)/")
+    named = [
+        f"{relative(path)}:{number}: {line.strip()[:80]}"
+        for path in SOURCES
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
+        if machine.search(line)
+    ]
+    assert named == []
+
+
+def test_decisions_are_numbered_without_a_gap() -> None:
+    assert [path.name[:4] for path in DECISIONS] == [f"{number:03}-" for number in range(1, len(DECISIONS) + 1)]
+    assert DECISIONS
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=relative)
+def test_every_decision_has_its_headings_its_date_and_half_a_page(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert lines[0].startswith(f"# {path.name[:3]} ")
+    assert [line for line in lines if line.startswith("## ")] == HEADINGS
+    assert re.search(r"^Accepted, [A-Z][a-z]+ 20\d\d\.$", text, re.MULTILINE)
+    assert len(text.split()) <= 600
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_every_link_within_the_repository_leads_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    missing = [target for target in targets if "://" not in target and not (path.parent / target).exists()]
+    assert missing == []
+
+
+def test_the_version_is_told_once_and_the_changelog_knows_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == atoll.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[({re.escape(atoll.__version__)}|Unreleased)\]", changelog, re.MULTILINE)
+
+
+def test_make_installs_the_torch_that_the_package_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (wanted,) = [line for line in project["dependencies"] if line.startswith("torch")]
+    assert f"'{wanted}'" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_every_package_is_named_in_the_readmes_tree() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    packages = [path.name for path in (ROOT / "src" / "atoll").iterdir() if (path / "__init__.py").exists()]
+    assert len(packages) >= 13
+    assert [name for name in packages if f"{name}/" not in readme] == []
