@@ -142,7 +142,7 @@ def test_lists_show_what_they_list():
             [{"seq": 1, "time": 1.7e9, "actor": "hub", "kind": "run.submitted", "words": "by local"}]
         ),
         "4 more sites": show.capacity([Outlook(change="4 more sites", now=PRICE, then=PRICE)]),
-        "heart@3": show.prediction({"predictions": [{"risk": 0.25}], "model": "heart@3"}),
+        "heart@3": show.prediction({"model": "heart", "version": 3, "digest": DIGEST, "answers": [{"risk": 0.25}]}),
         "none yet": show.runs([]),
     }
     for words, renderable in shown.items():

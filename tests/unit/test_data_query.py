@@ -146,6 +146,20 @@ def test_a_row_that_fails_is_missing_and_no_error_tells_of_it(expression):
     assert asked(f"SELECT count(*) AS n FROM heart WHERE ({expression}) IS NOT NULL", [site]).rows == (plain[0][:1],)
 
 
+def test_no_optimiser_takes_a_failing_part_out_of_its_guard():
+    site = people(name=["Alice", "7", None], age=[2, 7, None])
+    shared = "SELECT sum(age * 9223372036854775807 + 1) AS a, sum(age * 9223372036854775807 + 2) AS b FROM heart"
+    assert asked(shared, [site]).rows == ((None, None),)
+    assert asked("SELECT count(name IN (1, 2, 3, 4, 5, 6, 7)) AS n FROM heart", [site]).rows == ((1,),)
+    assert asked("SELECT count(*) AS n FROM heart WHERE name IN (age, 1)", [site]).rows == ((1,),)
+
+
+def test_a_condition_that_is_no_truth_value_tells_nothing_by_failing():
+    site = people(name=["Alice", "true", None], age=[1, 0, None])
+    assert asked("SELECT count(*) FROM heart WHERE name", [site]).rows == ((1,),)
+    assert asked("SELECT count(*) FROM heart WHERE age", [site]).rows == ((1,),)
+
+
 def test_what_is_no_number_counts_as_missing():
     site = people(x=[1.0, float("nan"), float("inf"), None, 1e200, 3.0])
     assert asked("SELECT count(x), avg(x), max(x), sum(x / 0) AS z FROM heart", [site]).rows == ((2, 2.0, 3.0, None),)

@@ -59,6 +59,12 @@ def test_a_whole_number_written_with_a_point_is_an_integer():
     assert columns.table([{"age": 54.0}]).to_pylist() == [{"age": 54}]
 
 
+def test_an_integer_beyond_64_bits_is_a_double_like_any_other():
+    columns = Columns({"chol": "double"})
+    columns.check({"chol": 10**25})
+    assert columns.table([{"chol": 10**25}]).to_pylist() == [{"chol": 1e25}]
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -9,6 +9,7 @@ Plaintext on loopback: the server refuses any other address until sites have cer
 
 import contextlib
 import json
+import logging
 import queue
 import socket
 import threading
@@ -25,6 +26,7 @@ from atoll.errors import AtollError, Denied, Invalid, LinkLost, Unavailable
 from atoll.spec.document import parse_json
 from atoll.spec.message import MESSAGE, Beat, Message, Parcel
 
+log = logging.getLogger(__name__)
 _SCHEMA = pa.schema([("offset", pa.int64()), ("length", pa.int64()), ("data", pa.binary()), ("scales", pa.binary())])
 _FRAME_LIMIT = 16 << 20  # bytes in one batch; ours carry about 1 MiB
 _MESSAGE_LIMIT = 4 << 20  # bytes of one JSON message
@@ -34,8 +36,9 @@ _HELLO_DEADLINE = 10.0  # seconds for a call that should answer at once
 
 def _batch(frame: FrameLike) -> pa.RecordBatch:
     def binary(data: Bytes) -> pa.Array:
-        offsets = pa.py_buffer(b"\0\0\0\0" + len(data).to_bytes(4, "little"))
-        return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(data)])
+        buffer = pa.py_buffer(data)
+        offsets = pa.py_buffer(b"\0\0\0\0" + buffer.size.to_bytes(4, "little"))
+        return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, buffer])
 
     columns = [pa.array([frame.offset]), pa.array([frame.length]), binary(frame.data), binary(frame.scales)]
     return pa.record_batch(columns, schema=_SCHEMA)
@@ -48,7 +51,7 @@ def _frame(batch: pa.RecordBatch) -> Frame:
         raise Invalid(f"stream: a batch of {batch.nbytes} bytes is over the limit of {_FRAME_LIMIT}; send smaller ones")
     offset, length = batch.column(0)[0].as_py(), batch.column(1)[0].as_py()
     data, scales = (batch.column(index)[0].as_buffer() for index in (2, 3))
-    if None in (offset, length, data, scales):
+    if any(field is None for field in (offset, length, data, scales)):
         raise Invalid("stream: a batch has an empty field; send all four")
     return Frame(offset, length, memoryview(data), memoryview(scales))
 
@@ -127,7 +130,7 @@ class FlightServer(fl.FlightServerBase):
                     self._session(site, context, reader, writer)
                 case b"put":
                     parcel = parse_json(Parcel, body, f"{site}: parcel")
-                    self._desk.take(site, parcel, _frames(reader))
+                    self._desk.take(site, parcel, _frames(reader, writer))
                     writer.write_metadata(b"{}")
                 case b"get":
                     header, frames = self._desk.give(site, parse_json(Parcel, body, f"{site}: parcel"))
@@ -180,14 +183,18 @@ class FlightServer(fl.FlightServerBase):
             session.end()
 
 
-def _frames(reader: Any) -> Iterator[Frame]:
-    """Yield the frames a peer sends; a link that breaks half way is `LinkLost`, never a short stream."""
+def _frames(reader: Any, writer: Any) -> Iterator[Frame]:
+    """Yield the frames a peer sends; a link that breaks half way is `LinkLost`, never a short stream.
+
+    The exchange's ``writer`` is held until the last frame: letting go of it ends the stream without an error.
+    """
     try:
         for chunk in reader:
             if chunk.data is not None:
                 yield _frame(chunk.data)
     except (pa.ArrowException, OSError) as error:
         raise LinkLost(f"the stream broke off ({type(error).__name__})") from None
+    del writer
 
 
 class _Admission(fl.ServerMiddlewareFactory):
@@ -227,11 +234,13 @@ class FlightChannel:
         self._open = True
         self._heard = time.monotonic()
         credential = f"Token {site}:{token}:{secret}" if token else f"Bearer {site}:{secret}"
-        self._headers = [(b"authorization", f"Bearer {site}:{secret}".encode())]
         self._client = fl.connect(address)
+        # An empty probe first: it has a deadline, which a session cannot have, and it spends the token.
+        self._headers = [(b"authorization", credential.encode())]
+        self.get(Parcel(run="probe", purpose="probe", size=0), _HELLO_DEADLINE)
+        self._headers = [(b"authorization", f"Bearer {site}:{secret}".encode())]
         with _told(address):
-            self._client.wait_for_available(timeout=_HELLO_DEADLINE)
-            options = fl.FlightCallOptions(headers=[(b"authorization", credential.encode())])
+            options = fl.FlightCallOptions(headers=self._headers)
             self._writer, self._reader = self._client.do_exchange(fl.FlightDescriptor.for_command(b"session "), options)
             self._writer.begin(_SCHEMA)
             self._writer.write_metadata(MESSAGE.dump_json(Beat()))
@@ -282,6 +291,7 @@ class FlightChannel:
         with _told(self._address):
             writer, reader = self._exchange(b"put " + parcel.model_dump_json().encode())
             try:
+                writer.begin(_SCHEMA)
                 for frame in frames:
                     writer.write_batch(_batch(frame))
                 writer.done_writing()
@@ -291,20 +301,18 @@ class FlightChannel:
             _raise(_reply(reader))
             writer.close()
 
-    def get(self, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
+    def get(self, parcel: Parcel, deadline: float = _BULK_DEADLINE) -> tuple[Parcel, Iterator[FrameLike]]:
         with _told(self._address):
-            writer, reader = self._exchange(b"get " + parcel.model_dump_json().encode())
-            writer.done_writing()
+            # Nothing is written, not even a schema: the hub may have ended the exchange before it arrives.
+            writer, reader = self._exchange(b"get " + parcel.model_dump_json().encode(), deadline)
             answer = _reply(reader)
         _raise(answer)
-        return Parcel.model_validate(answer), _frames(reader)
+        return Parcel.model_validate(answer), _frames(reader, writer)
 
-    def _exchange(self, command: bytes) -> tuple[Any, Any]:
+    def _exchange(self, command: bytes, deadline: float = _BULK_DEADLINE) -> tuple[Any, Any]:
         self._alive()
-        options = fl.FlightCallOptions(timeout=_BULK_DEADLINE, headers=self._headers)
-        writer, reader = self._client.do_exchange(fl.FlightDescriptor.for_command(command), options)
-        writer.begin(_SCHEMA)
-        return writer, reader
+        options = fl.FlightCallOptions(timeout=deadline, headers=self._headers)
+        return self._client.do_exchange(fl.FlightDescriptor.for_command(command), options)
 
     def close(self) -> None:
         self._open = False
@@ -336,4 +344,5 @@ def _told(address: str) -> Iterator[None]:
     except StopIteration:
         raise LinkLost(f"{address}: the hub ended the stream without a word") from None
     except (pa.ArrowException, OSError) as error:
+        log.debug("%s", error)
         raise LinkLost(f"{address}: {type(error).__name__}: the link to the hub broke") from None

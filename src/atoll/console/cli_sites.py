@@ -116,7 +116,7 @@ def data_add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What jobs call the dataset.", show_default=False)],
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A Parquet, CSV or Arrow file.", show_default=False)],
-    at: Annotated[str, typer.Option("--site", help="The site that holds it.", show_default=False)],
+    at: Annotated[str | None, typer.Option("--site", help="The site; by default this home's only one.")] = None,
     purpose: Annotated[list[str] | None, typer.Option(help="A purpose it is granted for; may be given again.")] = None,
     min_group: Annotated[int, typer.Option(help="Groups of fewer rows are held back from queries.", min=0)] = 10,
     as_json: Json = False,
@@ -130,8 +130,9 @@ def data_add(
     from atoll.data.catalogue import Catalogue
     from atoll.spec.fleet import Fleet, Site
 
-    dataset = Catalogue(site_folder(of(context).home, at)).add(name, path, tuple(purpose or ()), min_group)
-    of(context).emit(dataset, show.datasets(Fleet(sites=(Site(name=at, datasets=(dataset,)),))), as_json)
+    folder = site_folder(of(context).home, at)
+    dataset = Catalogue(folder).add(name, path, tuple(purpose or ()), min_group)
+    of(context).emit(dataset, show.datasets(Fleet(sites=(Site(name=folder.name, datasets=(dataset,)),))), as_json)
 
 
 @data.command("list")
@@ -177,6 +178,7 @@ def policy_check(
 def hub_start(
     context: typer.Context,
     port: Annotated[int, typer.Option(help="The API's port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 0,
+    site_port: Annotated[int, typer.Option(help="The port that sites dial; 0 keeps the last.", min=0, max=65535)] = 0,
 ) -> None:
     """Run the hub and this home's sites in the foreground, until Ctrl-C.
 
@@ -186,7 +188,7 @@ def hub_start(
     from atoll.errors import Unavailable
 
     home = of(context).home
-    address = attach(home, sites=True, port=port)
+    address = attach(home, sites=True, port=port, site_port=site_port)
     if not address.embedded:
         raise Unavailable(f"hub: one runs for {home} already, at {address.url}; use it, or give another --home")
     try:

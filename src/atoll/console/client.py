@@ -227,7 +227,8 @@ class Client:
             )
         url = known[name].url.rstrip("/") + "/predict"
         with httpx.Client(timeout=_TIMEOUT, trust_env=False) as http:  # another server: our token is not for it
-            return _answer(_send(http, http.build_request("POST", url, json={"rows": [dict(row) for row in rows]})))
+            asked = http.build_request("POST", url, json={"rows": [dict(row) for row in rows]})
+            return _prediction(name, _send(http, asked))
 
     # --- the wire
 
@@ -294,6 +295,15 @@ def _answer(response: httpx.Response) -> Any:
     if isinstance(told, dict):
         raise _ERRORS.get(str(told.get("type")), AtollError)(str(told.get("message")))
     raise Unavailable(f"{response.url}: answered {response.status_code}: {json.dumps(said)[:300]}")
+
+
+def _prediction(name: str, response: httpx.Response) -> dict[str, Any]:
+    """Return a replica's answer; its refusals are words alone, and the status says of which kind they are."""
+    said: Any = response.json() if "json" in response.headers.get("content-type", "") else {}
+    if not response.is_error:
+        return said
+    kind = Invalid if response.status_code in (400, 413, 415, 422) else Unavailable
+    raise kind(f"deployment {name}: {said.get('error', f'answered {response.status_code}')}")
 
 
 def _one(kind: type[M], data: Any) -> M:

@@ -67,7 +67,8 @@ def serve(hub: "Hub", token: str, port: int = 0) -> Server:
 
     from atoll.console.api import create_app
 
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # With the protocol named, asyncio turns Nagle's delay off; without it each answer may wait 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
@@ -90,14 +91,14 @@ def serve(hub: "Hub", token: str, port: int = 0) -> Server:
     return server
 
 
-def attach(home: Path, sites: bool, port: int = 0) -> Address:
+def attach(home: Path, sites: bool, port: int = 0, site_port: int = 0) -> Address:
     """Return the address of the home's hub: of the process that runs it, else of one started here.
 
-    ``sites`` also starts the home's own sites when the hub is started here. One hub per home: when two commands start
-    at once, the one that comes second waits for the first. Raises `Unavailable`.
+    ``sites`` also starts the home's own sites when the hub is started here; other sites dial ``site_port``. One hub
+    per home: when two commands start at once, the one that comes second waits for the first. Raises `Unavailable`.
     """
     found = find(home)
-    return found or _start(home, sites, port)
+    return found or _start(home, sites, port, site_port)
 
 
 def find(home: Path) -> Address | None:
@@ -109,14 +110,14 @@ def find(home: Path) -> Address | None:
     return Address(url, token, embedded=False, close=_nothing) if _answers(url, token) else None
 
 
-def _start(home: Path, sites: bool, port: int) -> Address:
+def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
     from atoll.runtime.hub import Hub
     from atoll.serving.deployments import Deployments
 
     end = time.monotonic() + START_SECONDS
     while True:
         try:
-            hub = Hub(home, Deployments(home / "hub" / "logs"))
+            hub = Hub(home, Deployments(home / "hub" / "logs"), site_port)
             break
         except Unavailable:  # another process holds the home: it is starting, or ending
             found = find(home)

@@ -287,12 +287,11 @@ def journal(lines: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def prediction(answer: Mapping[str, Any]) -> RenderableType:
     """A deployment's answer: one row for each row asked, then which model said so."""
-    told = answer.get("predictions")
+    told = answer.get("answers")
     rows: list[Mapping[str, Any]] = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
     columns = list(dict.fromkeys(name for row in rows for name in row))
     shown = [[index, *(number(row.get(name)) for name in columns)] for index, row in enumerate(rows)]
-    rest = {name: value for name, value in answer.items() if name != "predictions"}
-    words = ", ".join(f"{name} {value}" for name, value in rest.items())
+    words = f"by {answer.get('model')}@{answer.get('version')}, weights {answer.get('digest')}"
     return Group(table("Answers", (">row", *(f">{name}" for name in columns)), shown, "none"), text(words, "dim"))
 
 
@@ -323,7 +322,8 @@ def _loss(view: RunView) -> str:
 
 
 def _bytes(view: RunView) -> str:
-    return f"up {volume(view.bytes_up)}, down {volume(view.bytes_down)}"
+    moved = view.bytes_up or view.bytes_down
+    return f"up {volume(view.bytes_up)}, down {volume(view.bytes_down)}" if moved else ""
 
 
 def _grow(stem: Tree, branch: Branch) -> None:

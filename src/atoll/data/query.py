@@ -113,7 +113,7 @@ def _grouped(engine: "duckdb.DuckDBPyConnection", query: Query, min_group: int) 
     """Return a row for each group that may be told (key, row count, all partials), and how many were held back."""
     columns = [f"TRY({output.sql}) AS k{i}" for i, output in enumerate(query.keys)]
     columns += [f"TRY({output.sql or 'true'}) AS x{i}" for i, output in enumerate(query.aggregates)]
-    where = f" WHERE TRY({query.where})" if query.where else ""
+    where = f" WHERE TRY(CAST({query.where} AS BOOLEAN))" if query.where else ""
     rows = f"SELECT {', '.join(columns)} FROM dataset{where}"  # noqa: S608 - all of it was written by `Reader`
     types = [str(kind).partition("(")[0] for kind in engine.sql(f"{rows} LIMIT 0").types]  # DECIMAL(9,2) is DECIMAL
 

@@ -41,7 +41,7 @@ class Desk:
         self._sessions: dict[str, Send] = {}
         self._present: dict[str, tuple[Site, Link]] = {}
         self._secrets: dict[str, str] = {}  # site -> digest of its secret
-        self._asked: dict[int, Future[tuple[Decision, ...]]] = {}
+        self._asked: dict[tuple[int, str], Future[tuple[Decision, ...]]] = {}
         self._probes: dict[tuple[str, str], Future[Answer]] = {}
         self._number = 0
         self.progress: dict[str, dict[str, SiteProgress]] = {}
@@ -80,6 +80,7 @@ class Desk:
                 return  # a newer session took its place
             del self._sessions[site]
             known = self._present.pop(site, None)
+        self.abandon(f"{site}: left ({words}); try again once it is back", site=site)
         if known is None or self._conductor.closing:
             return
         lost = [Lost(run=state.run, site=site) for state in self._active(site)]
@@ -112,7 +113,7 @@ class Desk:
             case Hello():
                 self._hello(site, message)
             case Decisions():
-                waiting = self._asked.pop(message.number, None)
+                waiting = self._asked.pop((message.number, site), None)
                 if waiting is not None:
                     waiting.set_result(message.decisions)
             case Progress():
@@ -161,15 +162,15 @@ class Desk:
         future: Future[tuple[Decision, ...]] = Future()
         with self._turn:
             self._number += 1
-            number = self._number
-            self._asked[number] = future
-        self.send(site, Ask(number=number, requests=requests))
+            key = (self._number, site)
+            self._asked[key] = future
+        self.send(site, Ask(number=key[0], requests=requests))
         try:
             return future.result(timeout)
         except TimeoutError:
             raise Unavailable(f"{site}: its policy did not answer in {timeout:g} s; look at that site") from None
         finally:
-            self._asked.pop(number, None)
+            self._asked.pop(key, None)
 
     def expect_probe(self, run: str, site: str) -> "Future[Answer]":
         """Return where the answer to a probe of this run will be."""
@@ -177,9 +178,14 @@ class Desk:
         self._probes[run, site] = future
         return future
 
-    def forget_probes(self, run: str) -> None:
-        for key in [key for key in self._probes if key[0] == run]:
-            self._probes.pop(key, None)
+    def abandon(self, words: str, run: str | None = None, site: str | None = None) -> None:
+        """Let nobody wait any longer for what this run, this site, or with neither anybody, was asked."""
+        probes = [key for key in list(self._probes) if run in (None, key[0]) and site in (None, key[1])]
+        asked = [key for key in list(self._asked) if run is None and site in (None, key[1])]
+        futures = [self._probes.pop(key, None) for key in probes] + [self._asked.pop(key, None) for key in asked]
+        for future in futures:
+            if future is not None and not future.done():
+                future.set_exception(Unavailable(words))
 
     def _fail_probe(self, run: str, site: str, error: AtollError) -> bool:
         future = self._probes.pop((run, site), None)

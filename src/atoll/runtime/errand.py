@@ -5,6 +5,7 @@ lies in the run's folder until the next round shows that the hub has it, so that
 restarted agent costs a resend and no training.
 """
 
+import logging
 import queue
 import shutil
 import threading
@@ -35,6 +36,8 @@ from atoll.spec.policy import Crossing, CrossingKind, Request
 
 _BUNDLE_LIMIT = 8 << 20  # bytes of a code bundle
 _ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died
+_BACKOFF = (0.05, 2.0)  # seconds between two tries after a broken link: from, up to
+log = logging.getLogger(__name__)
 _NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
 _SETUP = 180.0  # seconds a group has to import torch and open a dataset
 
@@ -79,7 +82,10 @@ class Errand:
             if assign is None:
                 return
             self._busy.set()
-            self._try(assign)
+            wait = _BACKOFF[0]
+            while not self._try(assign) and self._inbox.empty():
+                self._over.wait(wait)
+                wait = min(2 * wait, _BACKOFF[1])
             self._busy.clear()
 
     def _newest(self) -> Assign | None:
@@ -88,34 +94,35 @@ class Errand:
             assign = self._inbox.get()
         return assign
 
-    def _try(self, assign: Assign) -> None:
-        """Do one assignment and tell the hub how it ended, in words it can show."""
+    def _try(self, assign: Assign) -> bool:
+        """Do one assignment and tell the hub how it ended, in words it can show; False to try again.
+
+        What was computed is kept, so that another try after a broken link is little more than sending it again.
+        """
         try:
             self._do(assign)
-        except LinkLost:
-            return  # the hub gives the assignment again once the link is back
+        except LinkLost as error:
+            log.info("run %s, stage %d: %s", self._run, assign.position, error)
+            return self._over.is_set()
         except Denied as error:
-            outcome = Refusal(run=self._run, words=str(error))
+            self._tell(Refusal(run=self._run, words=str(error)))
         except AtollError as error:
-            outcome = Failure(run=self._run, position=assign.position, words=str(error))
+            self._tell(Failure(run=self._run, position=assign.position, words=str(error)))
         except OSError as error:
-            outcome = Failure(run=self._run, position=assign.position, words=_disk(error))
+            self._tell(Failure(run=self._run, position=assign.position, words=_disk(error)))
         except Exception as error:
-            # A fault of ours must not leave the hub waiting for its patience to run out; the log has the traceback.
-            failure = Failure(run=self._run, position=assign.position, words=f"fault in the agent: {error!r}")
-            self._tell(failure)
-            raise
-        else:
-            return
-        self._tell(outcome)
+            # A fault of ours must not leave the hub waiting for its patience to run out.
+            log.exception("run %s, stage %d", self._run, assign.position)
+            self._tell(Failure(run=self._run, position=assign.position, words=f"fault in the agent: {error!r}"))
+        return True
 
     def _tell(self, outcome: Refusal | Failure) -> None:
         if self._over.is_set():
             return
         try:
             self._gate.say(outcome)
-        except LinkLost:
-            return
+        except LinkLost as error:
+            log.info("run %s: %s", self._run, error)
 
     def _do(self, a: Assign) -> None:
         _DO[a.work](self, a)

@@ -117,6 +117,7 @@ class Hub:
     def close(self) -> None:
         """End sites, deployments and sessions. Runs that are not over can be resumed."""
         self._conductor.closing = True
+        self._desk.abandon("the hub is closing; run `atoll resume`")
         self._deployer.close()
         self._embedded.close()
         self._server.close()

@@ -185,6 +185,7 @@ class Performer:
         return []
 
     def _dismiss(self, state: State, words: str) -> None:
+        self.desk.abandon(f"run {state.run} is over: {words}", run=state.run)
         sites = (*state.plan.sites, *state.plan.evaluators) if state.plan else self.desk.names()
         for site in dict.fromkeys(sites):
             self.desk.send(site, Release(run=state.run, words=words))

@@ -53,7 +53,7 @@ class Planning:
                 self._desk.send(site, self._assignment(job))
             self.profiles = dict(_gathered(waiting))
         finally:
-            self._desk.forget_probes(self._run)
+            self._desk.abandon("the plan is made", run=self._run)
 
     def _assignment(self, job: TrainJob) -> Assign:
         task = TaskName(file=job.task.file, name=job.task.name, params=job.task.params)
@@ -83,7 +83,7 @@ def _gathered(waiting: Mapping[str, "Future[Answer]"]) -> Iterable[tuple[str, Pr
             answer = future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             raise Unavailable(f"{site}: measured nothing in {_PROBE:g} s; look at that site's worker log") from None
-        except Denied:
+        except (Denied, Unavailable):
             raise
         except AtollError as error:
             raise TaskFailed(f"{site}: {error}") from None

@@ -71,7 +71,8 @@ def _bind(placement: Placement) -> socket.socket:
     address = (placement.deployment.host, placement.deployment.port)
     until = time.monotonic() + _TAKEN
     while True:
-        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # With the protocol named: asyncio sets TCP_NODELAY only then, and without it an answer takes 40 ms more.
+        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(address)

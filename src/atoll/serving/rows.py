@@ -104,6 +104,8 @@ def _number_fits(value: Any, kind: pa.DataType) -> bool:
         return False
     try:
         exact = float(value)
+        if kinds.is_float64(kind):
+            return math.isfinite(exact)
         if kinds.is_integer(kind) and not (isinstance(value, int) or exact.is_integer()):
             return False
         return math.isfinite(exact) and math.isfinite(
@@ -125,13 +127,14 @@ def _moment(text: str, kind: pa.DataType) -> date | datetime | None:
 def _array(name: str, values: list[Any], kind: pa.DataType | None) -> pa.Array:
     if kind is None:
         return pa.nulls(len(values))
-    if kinds.is_date(kind) or kinds.is_timestamp(kind):
-        values = [value and _moment(value, kind) for value in values]
-    elif kinds.is_integer(kind):
-        values = [value if value is None else int(value) for value in values]
     try:
+        if kinds.is_date(kind) or kinds.is_timestamp(kind):
+            values = [value and _moment(value, kind) for value in values]
+        elif kinds.is_integer(kind) or kinds.is_floating(kind):  # Arrow takes no integer beyond 64 bits for a double
+            number = int if kinds.is_integer(kind) else float
+            values = [value if value is None else number(value) for value in values]
         return pa.array(values, type=kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # free rows may disagree: 1 in one, "one" in another
+    except (ValueError, TypeError) as error:  # free rows may disagree: 1 in one, "one" in another
         raise Invalid(f"rows: the values of {name!r} are not all of one type ({error}); send them alike") from None
 
 
