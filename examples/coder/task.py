@@ -27,7 +27,7 @@ class GPT(nn.Module):
 
 
 class Coder:
-    def __init__(self, context: int = 128, width: int = 192, layers: int = 2, heads: int = 6):
+    def __init__(self, context: int = 64, width: int = 192, layers: int = 2, heads: int = 6):
         self.context, self.shape = context, (context, width, layers, heads)
 
     def model(self) -> nn.Module:

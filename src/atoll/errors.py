@@ -45,3 +45,9 @@ class LinkLost(Unavailable):
 
 class Corrupt(AtollError):
     exit_code = 6
+
+
+def named(kind: str, words: str) -> AtollError:
+    """Return the error of this class name, as another process told it; an unknown name is a plain `AtollError`."""
+    kinds = (AtollError, Invalid, NotFound, Denied, TaskFailed, Unavailable, LinkLost, Corrupt)
+    return next((known for known in kinds if known.__name__ == kind), AtollError)(words)

@@ -76,9 +76,6 @@ def test_a_layouts_ranks_are_the_product_of_its_degrees() -> None:
     assert Layout(data=3).ranks == 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="write_yaml leaves out a value equal to the class's default though the preset has another"
-)
 @pytest.mark.parametrize(
     "data",
     [
@@ -92,9 +89,6 @@ def test_a_preset_with_a_field_set_back_to_the_default_survives_yaml(data: dict[
     assert parse(Sync, yaml.safe_load(write_yaml(sync)), "sync") == sync
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="the preset is looked up in a dict before it is known to be text"
-)
 def test_a_preset_that_is_no_text_is_told_like_any_other() -> None:
     with pytest.raises(Invalid, match="preset"):
         parse(Sync, {"preset": ["fedavg"]}, "sync")

@@ -20,9 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from atoll import errors
 from atoll.boundary.channel import HEARTBEAT, SILENCE, Bytes, Desk, Frame, FrameLike
-from atoll.errors import AtollError, Denied, Invalid, LinkLost, Unavailable
+from atoll.errors import AtollError, Denied, Invalid, LinkLost, Unavailable, named
 from atoll.spec.document import parse_json
 from atoll.spec.message import MESSAGE, Beat, Message, Parcel
 
@@ -62,9 +61,7 @@ def _error(error: AtollError) -> bytes:
 
 def _raise(answer: dict[str, Any]) -> None:
     if "error" in answer:
-        kind = getattr(errors, str(answer["error"]), AtollError)
-        known = isinstance(kind, type) and issubclass(kind, AtollError)
-        raise (kind if known else AtollError)(str(answer.get("words", "")))
+        raise named(str(answer["error"]), str(answer.get("words", "")))
 
 
 def _check_free(port: int) -> None:

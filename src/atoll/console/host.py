@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from atoll.runtime.hub import Hub
 
-START_SECONDS = 20.0  # how long another process may take from locking a home to answering for it
+START_SECONDS = 40.0  # how long another process may take from locking a home to answering for it, sites and all
 CLOSE_SECONDS = 5.0
 _LOOPBACK = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
 
@@ -140,9 +140,10 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
 
     try:
         _write_private(_token_file(home), token)
-        _write_private(_address_file(home), json.dumps({"pid": os.getpid(), "url": server.url}))
         if sites:
             hub.start_sites()
+        # Last: a command that finds this hub would otherwise find it without its sites.
+        _write_private(_address_file(home), json.dumps({"pid": os.getpid(), "url": server.url}))
     except BaseException:
         close()
         raise

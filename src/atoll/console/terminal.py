@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.errors import named
+
 # Typer needs these names at import; everything heavy is imported inside the commands, so that --help stays instant.
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -132,4 +134,6 @@ class Watch:
 
 def exit_code(view: "RunView") -> int:
     """Return what the shell learns of how a run ended."""
+    if view.state == "failed" and view.error:
+        return named(view.error, view.words).exit_code
     return {"finished": 0, "cancelled": CANCELLED, "interrupted": UNAVAILABLE}.get(view.state, FAILED)

@@ -1,5 +1,6 @@
 """The SQL engine as Atoll runs it: duckdb in memory, cut off from files, network, extensions and Python variables."""
 
+import atexit
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ def _engine() -> "duckdb.DuckDBPyConnection":
     import duckdb
 
     engine = duckdb.connect(":memory:", config=dict(_CLOSED))
+    atexit.register(engine.close)  # before the interpreter goes, or duckdb complains of what it leaked
     # Optimisers move parts of an expression out of its TRY (shared ones, IN lists): a row that fails would be heard of.
     names = [str(name) for (name,) in engine.execute("SELECT name FROM duckdb_optimizers()").fetchall()]
     engine.execute(f"SET disabled_optimizers = '{','.join(names)}'")

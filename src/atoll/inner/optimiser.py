@@ -1,7 +1,8 @@
 """Inner optimisers by document, and their state as safetensors: no pickle, even of our own."""
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import safetensors.torch
@@ -11,17 +12,32 @@ from atoll.errors import Corrupt
 from atoll.spec.job import Optimiser
 
 
+def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return ``kind`` without the guard around its step that only torch.compile needs.
+
+    The guard imports torch._dynamo with the first step: 1.4 s of processor in every worker (torch 2.13, November 2026).
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+        if not hasattr(plain, "__dynamo_disable"):
+            setattr(plain, "__dynamo_disable", plain)  # where torch remembers what it made of the method
+    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+_SGD, _ADAM, _ADAMW = (_eager(kind) for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
+
+
 def make(optimiser: Optimiser, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Return the torch optimiser that the document names."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     rate, decay = optimiser.rate, optimiser.weight_decay
     match optimiser.kind:
         case "sgd":
-            return torch.optim.SGD(trained, lr=rate, momentum=optimiser.momentum, weight_decay=decay)
+            return _SGD(trained, lr=rate, momentum=optimiser.momentum, weight_decay=decay)
         case "adam":
-            return torch.optim.Adam(trained, lr=rate, weight_decay=decay)
+            return _ADAM(trained, lr=rate, weight_decay=decay)
         case "adamw":
-            return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+            return _ADAMW(trained, lr=rate, weight_decay=decay)
 
 
 def save_state(optimiser: torch.optim.Optimizer, path: Path) -> None:

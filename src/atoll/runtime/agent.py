@@ -121,4 +121,5 @@ class Agent:
         except Denied as error:
             self._gate.say(Refusal(run=assign.run, words=str(error)))
         except (AtollError, OSError) as error:
-            self._gate.say(Failure(run=assign.run, position=assign.position, words=str(error)))
+            kind = type(error).__name__ if isinstance(error, AtollError) else "Unavailable"
+            self._gate.say(Failure(run=assign.run, position=assign.position, words=str(error), error=kind))

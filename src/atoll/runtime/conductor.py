@@ -133,8 +133,9 @@ class Conductor:
                 if item.done is not None:
                     item.done.set_result(entries[start : start + len(item.events)])
                 start += len(item.events)
-        for run, command in commands:
-            self._act(self.states[run], command)
+        if not self.closing:  # what is journalled and not performed is performed by `resume`
+            for run, command in commands:
+                self._act(self.states[run], command)
 
     def _failed(self, items: list[_Posted], error: AtollError) -> None:
         """Who waits for an entry is told; what nobody waits for is tried again, for it must not be lost."""

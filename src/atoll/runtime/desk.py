@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 from atoll.boundary.channel import HEARTBEAT, Frame, FrameLike, Send
 from atoll.boundary.gate import Gate
-from atoll.errors import AtollError, Denied, Invalid, LinkLost, NotFound, Unavailable
+from atoll.errors import AtollError, Denied, Invalid, LinkLost, NotFound, Unavailable, named
 from atoll.outer.wire import encode, encoded_bytes
 from atoll.registry.blobs import Blobs
 from atoll.runtime.conductor import Conductor
@@ -124,8 +124,9 @@ class Desk:
                 if not self._fail_probe(message.run, site, Denied(message.words)):
                     self._conductor.post(Refused(run=message.run, site=site, words=message.words), actor=site)
             case Failure():
-                if not self._fail_probe(message.run, site, AtollError(message.words)):
-                    self._conductor.post(Broken(run=message.run, site=site, words=message.words), actor=site)
+                if not self._fail_probe(message.run, site, named(message.error, message.words)):
+                    broken = Broken(run=message.run, site=site, words=message.words, error=message.error)
+                    self._conductor.post(broken, actor=site)
             case _:
                 raise Invalid(f"{site}: a message of kind {message.kind!r} is the hub's to send, not a site's")
 

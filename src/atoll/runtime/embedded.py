@@ -40,7 +40,7 @@ class Embedded:
             self._start_local(self._home / "sites" / "local")
             names = ["local"]
         else:
-            names = [self._start_process(home, address) for home in homes]
+            names = [self._start_process(home, address, len(homes)) for home in homes]
         deadline = time.monotonic() + _READY
         for name in names:
             while not self._desk.here(name):
@@ -57,7 +57,7 @@ class Embedded:
         self._local = (agent, thread)
         thread.start()
 
-    def _start_process(self, home: Path, address: str) -> str:
+    def _start_process(self, home: Path, address: str, sharers: int) -> str:
         name = sites.read(home).name
         secret = secrets.token_urlsafe(32)
         self._desk.trust(name, sha256(secret.encode()))
@@ -70,7 +70,7 @@ class Embedded:
                 start_new_session=True,  # Ctrl-C is the hub's to handle, and a site's processes can be ended as one
             )
         assert process.stdin is not None
-        process.stdin.write(json.dumps({"address": address, "secret": secret}).encode() + b"\n")
+        process.stdin.write(json.dumps({"address": address, "secret": secret, "sharers": sharers}).encode() + b"\n")
         process.stdin.flush()
         self._processes[name] = process
         return name

@@ -107,9 +107,11 @@ class Errand:
         except Denied as error:
             self._tell(Refusal(run=self._run, words=str(error)))
         except AtollError as error:
-            self._tell(Failure(run=self._run, position=assign.position, words=str(error)))
+            kind = type(error).__name__
+            self._tell(Failure(run=self._run, position=assign.position, words=str(error), error=kind))
         except OSError as error:
-            self._tell(Failure(run=self._run, position=assign.position, words=_disk(error)))
+            words = _disk(error)
+            self._tell(Failure(run=self._run, position=assign.position, words=words, error="Unavailable"))
         except Exception as error:
             # A fault of ours must not leave the hub waiting for its patience to run out.
             log.exception("run %s, stage %d", self._run, assign.position)

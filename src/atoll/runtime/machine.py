@@ -52,6 +52,7 @@ class State:
     gone: frozenset[str] = frozenset()  # refused: they take no further part
     arrived: tuple[Answer, ...] = ()
     merging: tuple[Answer, ...] = ()
+    taken: dict[str, int] = field(default_factory=dict[str, int])  # site -> the newest stage merged with its answer
     lapsed: bool = False  # the round's deadline has passed
     weights: str | None = None
     outer: str | None = None
@@ -60,6 +61,7 @@ class State:
     losses: tuple[float, ...] = ()
     result: Result = field(default_factory=Result)
     words: str = ""
+    error: str = ""
 
     @property
     def work(self) -> Work | None:
@@ -147,7 +149,8 @@ def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912
         case Refused():
             return _refused(state, event)
         case Broken():
-            return _end(state, "failed", f"{event.site}: {event.words}")
+            words = event.words if event.words.startswith(f"{event.site}") else f"{event.site}: {event.words}"
+            return _end(state, "failed", words, event.error)
         case Cancelled():
             return _end(state, "cancelled", f"cancelled by {event.user}")
         case Published():
@@ -195,6 +198,8 @@ def _open(state: State) -> Next:
     """Enter the current stage: assignments to the sites that are there, and the stage's alarms."""
     if state.work == "publish":
         return state, [Publish()]
+    if not state.members:  # every evaluator has refused since: the model goes out without metrics
+        return _open(replace(state, position=state.position + 1))
     commands: list[Command] = [AssignTo(site) for site in state.members if site in state.live and _idle(state, site)]
     return state, commands + _alarms(state)
 
@@ -228,11 +233,12 @@ def expects(state: State, answer: Answer) -> bool:
     """Tell whether an answer counts: of this epoch, from a member that has not answered, and not too late."""
     if state.phase != "running" or answer.epoch != state.epoch or answer.site not in state.members:
         return False
-    if not _idle(state, answer.site):
+    behind = state.position - answer.position
+    if not _idle(state, answer.site) or behind < 0 or answer.version != state.version - behind:
         return False
-    if _wait(state).kind == "buffer":  # an answer to an earlier train round is welcome, and weighs less
-        return answer.position <= state.position and state.stages[answer.position] == "train"
-    return answer.position == state.position and not state.merging
+    if _wait(state).kind == "buffer":  # an answer to an earlier train round is welcome, once, and weighs less
+        return state.stages[answer.position] == "train" and answer.position > state.taken.get(answer.site, -1)
+    return behind == 0 and not state.merging
 
 
 def _settle(state: State) -> Next:
@@ -261,6 +267,7 @@ def _merged(state: State, event: Merged) -> Next:
         position=state.position + 1,
         version=state.version + (1 if trained else 0),
         merging=(),
+        taken=state.taken | {answer.site: answer.position for answer in state.merging},
         lapsed=False,
         weights=event.weights or state.weights,
         outer=event.outer or state.outer,
@@ -271,7 +278,7 @@ def _merged(state: State, event: Merged) -> Next:
     )
     if state.position == len(state.stages):
         return _end(state, "finished", "")
-    if state.work != "train" or _wait(state).kind != "buffer":
+    if not trained or state.work != "train" or _wait(state).kind != "buffer":
         return _open(replace(state, arrived=()))
     # Asynchronous: whoever was merged starts from the new version; the others are still at work on an older one.
     back = [site for site in state.members if site in event.sites and site in state.live]
@@ -287,12 +294,14 @@ def _expired(state: State, event: Expired) -> Next:
     answered = {answer.site for answer in state.arrived}
     silent = ", ".join(site for site in state.members if site not in answered)
     patience = f"{_wait(state).patience:g}"
-    return _end(state, "failed", f"no answer to '{state.work}' from {silent} in {patience} s (sync.wait.patience)")
+    words = f"no answer to '{state.work}' from {silent} in {patience} s (sync.wait.patience)"
+    return _end(state, "failed", words, "Unavailable")
 
 
 def _restarted(state: State, event: Restarted) -> Next:
     """Go on after the hub died: a higher epoch, nobody connected yet, and the answers that are still at hand."""
-    kept = tuple(answer for answer in (*state.merging, *state.arrived) if answer.site not in event.missing)
+    at_hand = set(state.members) - set(event.missing)
+    kept = tuple(answer for answer in (*state.merging, *state.arrived) if answer.site in at_hand)
     kept = tuple(answer.model_copy(update={"epoch": state.epoch + 1}) for answer in kept)
     state = replace(state, epoch=state.epoch + 1, live=frozenset(), arrived=kept, merging=(), lapsed=False)
     if state.phase == "planning":
@@ -306,15 +315,18 @@ def _restarted(state: State, event: Restarted) -> Next:
 def _refused(state: State, event: Refused) -> Next:
     words = event.words
     if state.phase == "planning":
-        return _end(state, "failed", words)
+        return _end(state, "failed", words, "Denied")
     if event.site not in state.members:
         return state, []
-    left = replace(state, gone=state.gone | {event.site})
+    # What it answered before it refused is not merged either, unless that is under way.
+    arrived = tuple(answer for answer in state.arrived if answer.site != event.site)
+    left = replace(state, gone=state.gone | {event.site}, arrived=arrived)
     wait = _wait(state)
     if wait.kind == "all" or not left.members or len(left.members) < (wait.count or 1):
-        return _end(state, "failed", words)
+        return _end(state, "failed", words, "Denied")
     return _settle(left)
 
 
-def _end(state: State, phase: Phase, words: str) -> Next:
-    return replace(state, phase=phase, words=words, arrived=(), merging=()), [Dismiss(words or "the run is over")]
+def _end(state: State, phase: Phase, words: str, error: str = "") -> Next:
+    state = replace(state, phase=phase, words=words, error=error, arrived=(), merging=())
+    return state, [Dismiss(words or "the run is over")]

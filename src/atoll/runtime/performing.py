@@ -68,7 +68,7 @@ class Performer:
             try:
                 events = work(state)
             except AtollError as error:
-                events = [Broken(run=state.run, site="hub", words=str(error))]
+                events = [Broken(run=state.run, site="hub", words=str(error), error=type(error).__name__)]
             except Exception as error:
                 # Whatever it is, the run must end and say so; the log has the traceback.
                 log.exception("run %s", state.run)

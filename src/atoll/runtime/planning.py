@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 
-from atoll.errors import AtollError, Denied, TaskFailed, Unavailable
+from atoll.errors import AtollError, Unavailable
 from atoll.planner import allowed, ask
 from atoll.planner.choose import choose, choose_sites
 from atoll.runtime.desk import Desk
@@ -83,9 +83,7 @@ def _gathered(waiting: Mapping[str, "Future[Answer]"]) -> Iterable[tuple[str, Pr
             answer = future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             raise Unavailable(f"{site}: measured nothing in {_PROBE:g} s; look at that site's worker log") from None
-        except (Denied, Unavailable):
-            raise
         except AtollError as error:
-            raise TaskFailed(f"{site}: {error}") from None
+            raise type(error)(f"{site}: {error}" if not str(error).startswith(site) else str(error)) from None
         if answer.profile is not None:
             yield site, answer.profile

@@ -2,7 +2,7 @@
 
     python -m atoll.runtime.site HOME
 
-reads one JSON line on stdin, {"address", "secret", "token"?}: a secret belongs on no command line. The process ends
+reads one JSON line on stdin, {"address", "secret", "sharers"?}: a secret belongs on no command line. The process ends
 when its stdin does, so that sites which a hub started do not outlive it.
 """
 
@@ -36,26 +36,29 @@ def create(home: Path, site: Site, policy: str) -> None:
     (home / "site.yaml").write_text(write_yaml(site), encoding="utf-8")
 
 
-def read(home: Path) -> Site:
-    """Return the site that lives in ``home``, with the machine it runs on unless its document names the nodes."""
+def read(home: Path, sharers: int = 1) -> Site:
+    """Return the site that lives in ``home``, with the machine it runs on unless its document names the nodes.
+
+    ``sharers`` sites on one machine have a part of its processors each; a plan must not count them more than once.
+    """
     path = home / "site.yaml"
     if not path.exists():
         raise NotFound(f"{home}: no site lives here; make one with: atoll site add NAME")
     data = read_yaml(path)
     site = parse(Site, data, str(path))
-    return site if isinstance(data, dict) and "nodes" in data else site.model_copy(update={"nodes": (this_machine(),)})
+    return site if isinstance(data, dict) and "nodes" in data else site.model_copy(update={"nodes": (this_machine(sharers),)})
 
 
-def this_machine() -> Node:
+def this_machine(sharers: int = 1) -> Node:
     """Describe this machine's processors; how fast they are at a task is measured by a probe, not guessed here."""
-    count = len(os.sched_getaffinity(0))
+    count = max(1, len(os.sched_getaffinity(0)) // sharers)
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return Node(name=os.uname().nodename, devices=(Device(kind="cpu", memory_bytes=pages * size // count),) * count)
+    return Node(name=os.uname().nodename, devices=(Device(kind="cpu", memory_bytes=pages * size // (count * sharers)),) * count)
 
 
-def agent(home: Path) -> Agent:
+def agent(home: Path, sharers: int = 1) -> Agent:
     """Return an agent for the site in ``home``, ready to serve."""
-    return Agent(read(home), home, LocalExecutor())
+    return Agent(read(home, sharers), home, LocalExecutor())
 
 
 def join(home: Path, token: str) -> None:
@@ -91,7 +94,7 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     asked = json.loads(sys.stdin.readline() or "{}")
     try:
-        served = agent(home)
+        served = agent(home, int(asked.get("sharers", 1)))
     except AtollError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -104,7 +107,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us; it closes our stdin
     threading.Thread(target=lifeline, daemon=True).start()
     try:
-        served.serve(asked["address"], asked["secret"], asked.get("token"))
+        served.serve(asked["address"], asked["secret"])
     except KeyError as error:
         raise Unavailable(f"stdin: {error} is missing; start sites with: atoll join TOKEN") from None
     except AtollError as error:

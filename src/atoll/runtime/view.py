@@ -101,6 +101,7 @@ class Views:
             started=clock.started,
             seconds=max(0.0, end - clock.started),
             words=state.words or (trouble or "" if here and not state.over else ""),
+            error=state.error,
             plan=state.plan,
             result=state.result if state.phase == "finished" else None,
         )

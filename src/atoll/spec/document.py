@@ -77,8 +77,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def write_yaml(document: BaseModel) -> str:
-    """Return ``document`` as YAML in the field order of its class, leaving defaults out."""
-    data = document.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    """Return ``document`` as YAML in the field order of its class, leaving out what nobody set."""
+    data = document.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if "kind" in type(document).model_fields:
         data = {"kind": _tag(type(document)), **data}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -101,7 +101,7 @@ def override(data: Any, assignments: list[str]) -> Any:
 def _assigned(data: Any, keys: list[str], value: Any, assignment: str) -> dict[str, Any]:
     if data is None:
         data = {}
-    if isinstance(data, str) and keys[0] != "preset":
+    if isinstance(data, str):
         data = {"preset": data}  # `sync: fedavg` is short for `sync: {preset: fedavg}`
     if not isinstance(data, dict):
         raise Invalid(f"--set {assignment}: {keys[0]!r} is inside a value that is not a table; set the table itself")

@@ -152,6 +152,7 @@ class Broken(Document):
     run: Name
     site: str
     words: str
+    error: str = "AtollError"  # its class in `atoll.errors`
 
 
 class Cancelled(Document):

@@ -100,7 +100,7 @@ def parse_job(data: Any, source: str) -> Job:
     kind = cast("dict[str, Any]", data).get("kind")
     if kind is None:
         raise Invalid(f"{source}: kind: required and missing; add kind: train")
-    if kind not in JOBS:
+    if not isinstance(kind, str) or kind not in JOBS:
         raise Invalid(f"{source}: kind: {kind!r}{near_miss(str(kind), list(JOBS))}")
     return parse(JOBS[kind], data, source)
 

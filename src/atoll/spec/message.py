@@ -102,6 +102,7 @@ class Failure(Document):
     run: Name
     position: NonNegativeInt
     words: str
+    error: str = "AtollError"  # its class in `atoll.errors`
 
 
 class Progress(Document):

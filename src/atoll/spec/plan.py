@@ -108,7 +108,7 @@ class Sync(Document):
         name = table.get("preset")
         if name is None:
             return table
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}{near_miss(str(name), list(PRESETS))}")
         return _overlay(PRESETS[name], table)
 

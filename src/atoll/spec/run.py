@@ -38,6 +38,7 @@ class RunView(Document):
     started: float = 0.0  # seconds since the epoch
     seconds: float = 0.0
     words: str = ""  # why it failed or was cancelled
+    error: str = ""  # of a failed run: the class in `atoll.errors`
     plan: Plan | None = None
     result: Result | None = None
 

@@ -1,0 +1,109 @@
+"""kill -9 of the process that is hub and coordinator, in every phase of a run; `atoll resume` makes up for it.
+
+The law: whatever instant the hub died at, the run ends with the very weights of a run that nobody disturbed, one model
+version is registered, every journal is intact, and no process is left.
+"""
+
+import random
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+
+DILOCO = {  # AdamW inside, whose state goes on from round to round; Nesterov outside
+    "name": "kept",
+    "steps": 15,
+    "optimiser": {"kind": "adamw", "rate": 0.05},
+    "sync": {"preset": "diloco", "period": 3},
+}
+OUTER_ADAM = {
+    "name": "outer",
+    "steps": 10,
+    "sync": {"exchange": "gradient", "period": 1, "outer": {"kind": "adam", "rate": 0.1}},
+}
+# The stages of DILOCO are measure 0, initialise 1, train 2 to 6, evaluate 7, publish 8.
+PHASES = [
+    ("submitted", {}, 1),
+    ("planned", {}, 1),
+    ("answered", {"answer__position": 0}, 1),  # measure, by one site or both
+    ("answered", {"answer__position": 3}, 1),  # the second round, by the fast site only
+    ("merged", {"position": 4}, 1),
+    ("answered", {"answer__position": 7}, 2),  # all have evaluated: nothing is left but to publish
+]
+
+
+def lay(make_home, path):
+    home = make_home(path)
+    home.site("berlin", rows=60)
+    home.site("oslo", rows=90, slow=1.0)
+    return home
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_home, tmp_path_factory):
+    """The weights after each stage of both jobs, by job name, from a hub that nobody killed."""
+    home = lay(make_home, tmp_path_factory.mktemp("undisturbed"))
+    hub = home.start("hub", "start")
+    found = {}
+    for job in (DILOCO, OUTER_ADAM):
+        run = home.asked("run", home.job(**job))["run"]
+        found[job["name"]] = home.weights(run)
+        assert len(found[job["name"]]) > 5
+        assert [model.weights for model in home.published(run)] == [list(found[job["name"]].values())[-1]]
+    hub.end()
+    assert home.empty()
+    return found
+
+
+@pytest.fixture
+def place(make_home, tmp_path):
+    home = lay(make_home, tmp_path / "home")
+    yield home
+    home.close()
+
+
+def ended_well(home, run: str, expected: dict[int, str]) -> None:
+    assert home.weights(run) == expected
+    assert [(model.reference, model.weights) for model in home.published(run)] == [
+        (f"{run.rsplit('-', 1)[0]}@1", list(expected.values())[-1])
+    ]
+    home.verify()
+    models = home.asked("models")["models"]
+    assert [(model["version"], model["lineage"]["run"]) for model in models] == [(1, run)]
+    assert home.empty()
+
+
+def test_a_hub_killed_in_every_phase_ends_with_the_weights_of_an_undisturbed_run(place, undisturbed):
+    hub = place.start("run", place.job(**DILOCO, task__params={"pause": 0.15}))
+    seen = 0
+    for kind, fields, count in PHASES:
+        if kind != "submitted":
+            seen = place.head() if seen else 0
+        entry = place.seen(f"run.{kind}", count, **fields)[-1]
+        assert hub.process.poll() is None, f"too late to kill after {kind} {fields}: {hub.said}"
+        hub.kill()
+        run = entry.event.run
+        if (kind, fields) == ("merged", {"position": 4}):
+            # Nobody else is here: the sites and workers of a killed hub end by themselves.
+            assert place.empty(), place.pids()
+            assert [view["state"] for view in place.asked("runs")] == ["interrupted"]
+        hub = place.start("resume", "--json")
+    assert hub.process.wait(90) == 0, hub.said
+    assert "Traceback" not in hub.said
+    ended_well(place, run, undisturbed["kept"])
+    restarts = [entry.event for entry in place.journal("run.restarted")]
+    assert len(restarts) == len(PHASES) - bool(not restarts) or len(restarts) == len(PHASES) - 1
+
+
+def test_a_hub_killed_at_random_instants_restores_the_outer_optimiser(place, undisturbed):
+    chance = random.Random(2025)
+    hub = place.start("run", place.job(**OUTER_ADAM, task__params={"pause": 0.2}))
+    run = place.seen("run.submitted")[0].event.run
+    for _ in range(3):
+        time.sleep(chance.uniform(0.0, 5.0))
+        hub.kill()
+        hub = place.start("resume", "--json")
+    assert hub.process.wait(90) == 0, hub.said
+    assert "Traceback" not in hub.said
+    ended_well(place, run, undisturbed["outer"])
