@@ -18,7 +18,7 @@ from typing import cast
 from atoll.errors import AtollError, Unavailable
 from atoll.journal import Entry, Journal
 from atoll.runtime.machine import Alarm, Command, State, begin, step
-from atoll.spec.event import Event, Expired, RunEvent, Submitted
+from atoll.spec.event import Cancelled, Event, Expired, Restarted, RunEvent, Submitted
 
 _RETRY = 1.0  # seconds until events are journalled again after the disk was full
 log = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ class Conductor:
         self._inbox: queue.SimpleQueue[_Posted | None] = queue.SimpleQueue()
         self._alarms: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
+        self._held: list[_Posted] = []  # what the journal could not take and nobody waits for
         self.states: dict[str, State] = {}
+        self.here: set[str] = set()  # runs that this process conducts; others were another hub's and wait for `resume`
         self.trouble: str | None = None  # why the journal cannot be written, while it cannot
         self._thread = threading.Thread(target=self._loop, name="conductor", daemon=True)
         self.closing = False
@@ -89,6 +91,8 @@ class Conductor:
     def _next(self) -> list[_Posted] | None:
         """Return everything that waits: posted events and alarms that are due; None when closed."""
         wait = self._alarms[0][0] - time.monotonic() if self._alarms else None
+        if self._held:
+            wait = _RETRY if wait is None else min(wait, _RETRY)
         found: list[_Posted] = []
         try:
             first = self._inbox.get(timeout=max(0.0, wait) if wait is not None else None)
@@ -106,7 +110,8 @@ class Conductor:
             event = heapq.heappop(self._alarms)[2]
             if self._due(event):
                 found.append(_Posted((event,), "clock", None))
-        return found
+        held, self._held = self._held, []
+        return held + found
 
     def _due(self, event: Event) -> bool:
         """Tell whether an alarm still means something: its stage may have ended long ago."""
@@ -116,17 +121,22 @@ class Conductor:
         return state is not None and not state.over and state.position == event.position
 
     def _take(self, posted: list[_Posted]) -> None:
-        commands: list[tuple[str, Command]] = []
-        for actor, group in itertools.groupby(posted, key=lambda item: item.actor):
-            items = list(group)
+        commands: list[tuple[State, Command]] = []
+        groups = [list(group) for _, group in itertools.groupby(posted, key=lambda item: item.actor)]
+        for number, items in enumerate(groups):
             try:
-                entries = self._journal.append(*(event for item in items for event in item.events), actor=actor)
+                entries = self._journal.append(
+                    *(event for item in items for event in item.events), actor=items[0].actor
+                )
             except AtollError as error:
-                self._failed(items, error)
-                continue
+                # What came later fails with it: a site that left and came back must not be told of the other way round.
+                self._failed([item for later in groups[number:] for item in later], error)
+                break
             self.trouble = None
             for entry in entries:
-                commands += [(run, command) for run, command in self._fold(entry.event)]
+                if isinstance(entry.event, Submitted | Restarted | Cancelled):
+                    self.here.add(entry.event.run)
+                commands += self._fold(entry.event)
                 self._seen(entry)
             start = 0
             for item in items:
@@ -134,8 +144,8 @@ class Conductor:
                     item.done.set_result(entries[start : start + len(item.events)])
                 start += len(item.events)
         if not self.closing:  # what is journalled and not performed is performed by `resume`
-            for run, command in commands:
-                self._act(self.states[run], command)
+            for state, command in commands:
+                self._act(state, command)
 
     def _failed(self, items: list[_Posted], error: AtollError) -> None:
         """Who waits for an entry is told; what nobody waits for is tried again, for it must not be lost."""
@@ -144,11 +154,11 @@ class Conductor:
         for item in items:
             if item.done is not None:
                 item.done.set_exception(error)
-                continue
-            for event in item.events:
-                heapq.heappush(self._alarms, (time.monotonic() + _RETRY, next(self._order), event))
+            else:
+                self._held.append(item)
 
-    def _fold(self, event: Event) -> list[tuple[str, Command]]:
+    def _fold(self, event: Event) -> list[tuple[State, Command]]:
+        """Return each command with the state it came out of: the run may be elsewhere when it is performed."""
         run = getattr(event, "run", None)
         if isinstance(event, Submitted):
             state, commands = begin(event)
@@ -157,7 +167,7 @@ class Conductor:
         else:
             return []
         self.states[state.run] = state
-        return [(state.run, command) for command in commands]
+        return [(state, command) for command in commands]
 
     def _act(self, state: State, command: Command) -> None:
         if isinstance(command, Alarm):

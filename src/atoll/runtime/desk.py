@@ -147,8 +147,9 @@ class Desk:
         self._conductor.post(*(Joined(run=run, site=site) for site in _sites(state) if self.here(site)))
 
     def _active(self, site: str) -> list[State]:
-        states = self._conductor.states.values()
-        return [state for state in list(states) if state.phase == "running" and site in _sites(state)]
+        """Return the runs under way here that this site has a part in; one left by another hub waits for `resume`."""
+        states = [self._conductor.states[run] for run in list(self._conductor.here)]
+        return [state for state in states if state.phase == "running" and site in _sites(state)]
 
     def _note(self, run: str, site: str, connected: bool, state: str, step: int = 0, steps: int = 0) -> None:
         self.progress.setdefault(run, {})[site] = SiteProgress(

@@ -84,7 +84,6 @@ class Hub:
         )
         self._performer.conductor, self._performer.desk = self._conductor, self._desk
         self._deployer = deployer
-        self._here: set[str] = set()  # runs that this process conducts; others were another's and wait for `resume`
         self._conductor.start()
         for site, secret in self._roster.secrets.items():
             self._desk.trust(site, secret)
@@ -133,7 +132,6 @@ class Hub:
         run = f"{job.name[:48]}-{uuid.uuid4().hex[:8]}"
         self._gate.ask(self._request("submit", user, job), f"{job.kind} {job.name}")
         code = self._code(job, bundle)
-        self._here.add(run)
         self._conductor.record(Submitted(run=run, user=user, job=job, code=code), actor=user)
         return run
 
@@ -194,7 +192,7 @@ class Hub:
 
     def _view(self, state: State) -> RunView:
         progress = dict(self._desk.progress.get(state.run, {}))
-        return self._views.run(state, state.run in self._here, progress, self._conductor.trouble)
+        return self._views.run(state, state.run in self._conductor.here, progress, self._conductor.trouble)
 
     def wait(self, run: str, seen: int, timeout: float) -> int:
         """Block until the run's view has changed since ``seen``; return the new counter."""
@@ -203,19 +201,17 @@ class Hub:
     def cancel(self, run: str, user: str) -> None:
         """End a run; nothing of it is published. A run that is over stays as it is."""
         if not self._state(run).over:
-            self._here.add(run)
             self._conductor.record(Cancelled(run=run, user=user), actor=user)
 
     def resume(self) -> list[str]:
         """Go on with the runs that a hub left behind, under a higher epoch, and with its deployments."""
         resumed: list[str] = []
         for state in list(self._conductor.states.values()):
-            if state.over or state.run in self._here:
+            if state.over or state.run in self._conductor.here:
                 continue
             spool = self._performer.files(state.run).spool
             open_answers = [answer for answer in (*state.merging, *state.arrived) if answer.update is not None]
             missing = [a.site for a in open_answers if not spool.holds((a.position, a.site), a.update or "")]
-            self._here.add(state.run)
             self._conductor.record(Restarted(run=state.run, missing=tuple(missing)))
             self._desk.rejoin(state.run)
             resumed.append(state.run)

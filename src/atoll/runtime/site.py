@@ -46,14 +46,17 @@ def read(home: Path, sharers: int = 1) -> Site:
         raise NotFound(f"{home}: no site lives here; make one with: atoll site add NAME")
     data = read_yaml(path)
     site = parse(Site, data, str(path))
-    return site if isinstance(data, dict) and "nodes" in data else site.model_copy(update={"nodes": (this_machine(sharers),)})
+    if isinstance(data, dict) and "nodes" in data:
+        return site
+    return site.model_copy(update={"nodes": (this_machine(sharers),)})
 
 
 def this_machine(sharers: int = 1) -> Node:
     """Describe this machine's processors; how fast they are at a task is measured by a probe, not guessed here."""
     count = max(1, len(os.sched_getaffinity(0)) // sharers)
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return Node(name=os.uname().nodename, devices=(Device(kind="cpu", memory_bytes=pages * size // (count * sharers)),) * count)
+    device = Device(kind="cpu", memory_bytes=pages * size // (count * sharers))
+    return Node(name=os.uname().nodename, devices=(device,) * count)
 
 
 def agent(home: Path, sharers: int = 1) -> Agent:
