@@ -40,9 +40,10 @@ class Desk:
         self._turn = threading.Lock()
         self._sessions: dict[str, Send] = {}
         self._present: dict[str, tuple[Site, Link]] = {}
+        self._known: dict[str, tuple[Site, Link]] = {}  # also who has just left: its last words are still judged
         self._secrets: dict[str, str] = {}  # site -> digest of its secret
         self._asked: dict[tuple[int, str], Future[tuple[Decision, ...]]] = {}
-        self._probes: dict[tuple[str, str], Future[Answer]] = {}
+        self._probes: dict[tuple[str, str], tuple[Future[Answer], str | None]] = {}
         self._number = 0
         self.progress: dict[str, dict[str, SiteProgress]] = {}
         self.enrolled: Callable[[str, str, str], object] = (
@@ -117,25 +118,36 @@ class Desk:
                 if waiting is not None:
                     waiting.set_result(message.decisions)
             case Progress():
-                self._note(message.run, site, True, message.state, message.step, message.steps)
+                if self._takes_part(site, message.run):
+                    self._note(message.run, site, True, message.state, message.step, message.steps)
             case Done():
                 self._done(site, message)
             case Refusal():
                 if not self._fail_probe(message.run, site, Denied(message.words)):
-                    self._conductor.post(Refused(run=message.run, site=site, words=message.words), actor=site)
+                    self._told(site, Refused(run=message.run, site=site, words=message.words))
             case Failure():
                 if not self._fail_probe(message.run, site, named(message.error, message.words)):
-                    broken = Broken(run=message.run, site=site, words=message.words, error=message.error)
-                    self._conductor.post(broken, actor=site)
+                    self._told(site, Broken(run=message.run, site=site, words=message.words, error=message.error))
             case _:
                 raise Invalid(f"{site}: a message of kind {message.kind!r} is the hub's to send, not a site's")
+
+    def _takes_part(self, site: str, run: str) -> bool:
+        state = self._conductor.states.get(run)
+        return state is not None and (site in _sites(state) or state.phase == "planning")
+
+    def _told(self, site: str, event: Refused | Broken) -> None:
+        """Take a site's word on a run that it has a part in; on another it has no say."""
+        if self._takes_part(site, event.run):
+            self._conductor.post(event, actor=site)
+        else:
+            log.warning("%s speaks of run %s, in which it has no part", site, event.run)
 
     def _hello(self, site: str, message: Hello) -> None:
         if message.site.name != site:
             raise Denied(f"{site}: says it is {message.site.name!r}; a site speaks for itself only")
         link = message.link or self._present.get(site, (message.site, Link(site=site)))[1]
         new = site not in self._present
-        self._present[site] = (message.site, link)
+        self._present[site] = self._known[site] = (message.site, link)
         joined = [Joined(run=state.run, site=site) for state in self._active(site)] if new else []
         for event in joined:
             self._note(event.run, site, connected=True, state="waiting")
@@ -174,23 +186,24 @@ class Desk:
         finally:
             self._asked.pop(key, None)
 
-    def expect_probe(self, run: str, site: str) -> "Future[Answer]":
-        """Return where the answer to a probe of this run will be."""
+    def expect_probe(self, run: str, site: str, code: str | None) -> "Future[Answer]":
+        """Return where the answer to a probe of this run will be; until then the site may fetch ``code``."""
         future: Future[Answer] = Future()
-        self._probes[run, site] = future
+        self._probes[run, site] = (future, code)
         return future
 
     def abandon(self, words: str, run: str | None = None, site: str | None = None) -> None:
         """Let nobody wait any longer for what this run, this site, or with neither anybody, was asked."""
         probes = [key for key in list(self._probes) if run in (None, key[0]) and site in (None, key[1])]
         asked = [key for key in list(self._asked) if run is None and site in (None, key[1])]
-        futures = [self._probes.pop(key, None) for key in probes] + [self._asked.pop(key, None) for key in asked]
+        gone = [self._probes.pop(key, (None, None))[0] for key in probes]
+        futures = gone + [self._asked.pop(key, None) for key in asked]
         for future in futures:
             if future is not None and not future.done():
                 future.set_exception(Unavailable(words))
 
     def _fail_probe(self, run: str, site: str, error: AtollError) -> bool:
-        future = self._probes.pop((run, site), None)
+        future, _ = self._probes.pop((run, site), (None, None))
         if future is not None:
             future.set_exception(error)
         return future is not None
@@ -201,35 +214,40 @@ class Desk:
         answer = message.answer
         if answer.site != site:
             raise Denied(f"{site}: answers for {answer.site!r}; a site speaks for itself only")
-        probe = self._probes.pop((message.run, site), None)
+        probe, _ = self._probes.pop((message.run, site), (None, None))
         if probe is not None:
             probe.set_result(answer)
             return
-        state = self._awaited(site, message.run, answer)
+        state = self._state(site, message.run, answer)
+        if not expects(state, answer):
+            log.info("%s", _late(state, answer))
+            return
         kind: CrossingKind = "query" if state.work in ("measure", "query") else "metric"
         size = len(message.model_dump_json())
         crossing = self._decided(state, site, kind, "out", size, rows=_smallest(answer))
         self._note(message.run, site, True, "answered")
         self._conductor.post(crossing, Answered(run=message.run, answer=answer), actor=site)
 
-    def _awaited(self, site: str, run: str, answer: Answer) -> State:
+    def _state(self, site: str, run: str, answer: Answer) -> State:
         state = self._conductor.states.get(run)
         if state is None:
             raise NotFound(f"{site}: there is no run {run!r}")
         if answer.site != site:
             raise Denied(f"{site}: answers for {answer.site!r}; a site speaks for itself only")
-        if not expects(state, answer):
-            raise Invalid(
-                f"{site}: an answer to stage {answer.position} of epoch {answer.epoch} came too late or twice; "
-                f"run {run} is at stage {state.position} of epoch {state.epoch}"
-            )
         return state
 
     def take(self, site: str, parcel: Parcel, frames: Iterator[FrameLike]) -> None:
         if parcel.purpose != "update" or parcel.answer is None:
             raise Invalid(f"{site}: a parcel that is brought is an update with its answer; this is {parcel.purpose!r}")
         answer = parcel.answer
-        state = self._awaited(site, parcel.run, answer)
+        state = self._state(site, parcel.run, answer)
+        if not expects(state, answer):
+            # Sent again because its receipt was lost, or for a round that went on without it. The receipt tells the
+            # site that nobody waits for it; an error would fail the run.
+            log.info("%s", _late(state, answer))
+            for _ in frames:
+                pass
+            return
         wire, size = _expected(state, answer, parcel)
         files = self._files(parcel.run)
         count = encoded_bytes(size, wire)
@@ -259,7 +277,9 @@ class Desk:
 
     def _code(self, site: str, parcel: Parcel, state: State | None) -> tuple[Parcel, Iterator[FrameLike]]:
         assert parcel.digest is not None
-        if (parcel.run, site) not in self._probes and (state is None or state.code != parcel.digest):
+        _, probed = self._probes.get((parcel.run, site), (None, None))
+        given = state.code if state is not None and site in _sites(state) else None
+        if parcel.digest not in (probed, given):
             raise Denied(f"{site}: code {parcel.digest[:19]}... belongs to no work that it was given")
         data = self._blobs.get(parcel.digest)
         if state is not None:
@@ -273,7 +293,11 @@ class Desk:
         files = self._files(parcel.run)
         weights, signature = self.model_of(state)
         if parcel.digest != weights:
-            raise Invalid(f"{site}: weights {parcel.digest[:19]}... are not the round's; wait for its next assignment")
+            if state.plan is not None and state.plan.sync.wait.kind == "buffer":
+                # The version it was given is old already, and a buffer sends it no other by itself.
+                self._conductor.post(Joined(run=state.run, site=site), actor=site)
+            words = f"weights {parcel.digest[:19]}... are not the round's any more; its next assignment names others"
+            raise LinkLost(f"{site}: {words}")
         vector = files.vector(weights, signature)
         crossing = self._decided(state, site, "model", "in", vector.nbytes, digest=weights)
         self._conductor.record(crossing)
@@ -287,7 +311,7 @@ class Desk:
         self, state: State, site: str, kind: CrossingKind, direction: str, size: int, **more: object
     ) -> Crossed:
         """Put a crossing to the hub's rules; raise `Denied`, journalled, or return the event to journal."""
-        known = self._present.get(site)
+        known = self._known.get(site)
         job = state.job
         name = job.dataset if job.kind == "query" else job.data.dataset
         crossing = Crossing.model_validate(
@@ -347,6 +371,13 @@ def _expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[str, 
             f"where the plan has {size} as {list(wire)}"
         )
     return wire, size
+
+
+def _late(state: State, answer: Answer) -> str:
+    return (
+        f"{answer.site}: an answer to stage {answer.position} of epoch {answer.epoch} came too late or twice; "
+        f"run {state.run} is at stage {state.position} of epoch {state.epoch}"
+    )
 
 
 def _smallest(answer: Answer) -> int:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,9 @@ class RunFiles:
             raise Corrupt(f"{digest[:19]}...: the stored bytes are others; the run must begin anew")
         return data
 
-    def tidy(self, position: int) -> None:
-        """Drop what no restart can need any more now that this stage has begun."""
-        self.spool.drop(before=position)
+    def tidy(self, spent: Callable[[int, str], bool]) -> None:
+        """Drop what no restart can need any more: updates that are ``spent(position, site)``, and old weights."""
+        self.spool.drop(spent)
         files = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
         for path in files[:-_KEPT]:
             path.unlink(missing_ok=True)

@@ -241,6 +241,13 @@ def expects(state: State, answer: Answer) -> bool:
     return behind == 0 and not state.merging
 
 
+def spent(state: State, position: int, site: str) -> bool:
+    """Tell whether a site's answer to that stage can never be merged any more: it was, or its stage has ended."""
+    if state.phase == "running" and _wait(state).kind == "buffer":
+        return position <= state.taken.get(site, -1)
+    return position < state.position
+
+
 def _settle(state: State) -> Next:
     """Merge when enough answers are in; otherwise keep waiting."""
     if state.merging or not state.arrived:

@@ -12,11 +12,11 @@ from atoll.registry.models import Models
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.desk import Desk
 from atoll.runtime.files import RunFiles
-from atoll.runtime.machine import AssignTo, Command, Dismiss, MakePlan, Merge, Publish, State
+from atoll.runtime.machine import AssignTo, Command, Dismiss, MakePlan, Merge, Publish, State, spent
 from atoll.runtime.merging import merged
 from atoll.runtime.planning import Planning
 from atoll.spec.document import digest
-from atoll.spec.event import Broken, Decided, Event, Joined, Planned, Published
+from atoll.spec.event import Answer, Broken, Decided, Event, Joined, Planned, Published
 from atoll.spec.job import EvaluateJob, PredictJob, TrainJob
 from atoll.spec.message import Assign, Release, TaskName
 from atoll.spec.model import Lineage, Model, Signature, Source
@@ -50,15 +50,13 @@ class Performer:
             case AssignTo():
                 self.desk.send(command.site, self._assignment(state))
             case Merge():
-                self._later(state, lambda state: [merged(state, command.answers, self.files(state.run))])
+                self._later(state, lambda state: self._merge(state, command.answers))
             case Publish():
                 self._later(state, self._publish)
             case Dismiss():
                 self._dismiss(state, command.words)
             case _:
                 raise AssertionError(f"nobody performs {command}")
-        if isinstance(command, Merge) and state.position:
-            self.files(state.run).tidy(state.position)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -76,6 +74,11 @@ class Performer:
             self.conductor.post(*events)
 
         self._pool.submit(do)
+
+    def _merge(self, state: State, answers: tuple[Answer, ...]) -> list[Event]:
+        files = self.files(state.run)
+        files.tidy(lambda position, site: spent(state, position, site))
+        return [merged(state, answers, files)]
 
     # --- planning -----------------------------------------------------------------------------------------------
 

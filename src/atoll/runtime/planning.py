@@ -47,7 +47,7 @@ class Planning:
 
     def _probe(self, job: TrainJob) -> None:
         sites = allowed.trainers(job, self.fleet, self.answers).sites
-        waiting = {site: self._desk.expect_probe(self._run, site) for site in sites}
+        waiting = {site: self._desk.expect_probe(self._run, site, self._code) for site in sites}
         try:
             for site in sites:
                 self._desk.send(site, self._assignment(job))

@@ -8,7 +8,8 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class Spool:
         if shutil.disk_usage(self._folder).free < needed + _SPARE:
             raise Unavailable(f"{self._folder}: no room for an update of {needed} bytes; free some space")
         path = self._path(name)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".part-{threading.get_ident()}")  # a broken stream may still be open beside its repeat
         hasher, expected = hashlib.sha256(), 0
         try:
             with part.open("wb") as file:
@@ -82,10 +83,11 @@ class Spool:
         if not self.holds(name, digest):
             raise Corrupt(f"update of {name[1]} for stage {name[0]} is not what was received; resume the run")
 
-    def drop(self, before: int) -> None:
-        """Forget the updates of stages before this one: they are merged and journalled."""
+    def drop(self, spent: Callable[[int, str], bool]) -> None:
+        """Forget the updates of which ``spent(position, site)`` is true: they are merged and journalled."""
         for path in self._folder.glob("*.update"):
-            if int(path.name.split("-", 1)[0]) < before:
+            position, _, site = path.name.removesuffix(".update").partition("-")
+            if spent(int(position), site):
                 path.unlink(missing_ok=True)
 
     def _path(self, name: tuple[int, str]) -> Path:
