@@ -7,32 +7,31 @@ restarted agent costs a resend and no training.
 
 import logging
 import queue
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from atoll.boundary.channel import FrameLike
 from atoll.boundary.gate import SiteGate
 from atoll.data.catalogue import Catalogue
 from atoll.data.query import answer, parse
 from atoll.errors import AtollError, Corrupt, Denied, Invalid, LinkLost, Unavailable
 from atoll.outer.wire import Chunk, decode, encode, encoded_bytes
 from atoll.registry.weights import save
+from atoll.runtime.bundle import gathered, write_bundle
 from atoll.runtime.executor import Group
 from atoll.runtime.groups import Groups
 from atoll.runtime.kept import Kept, RunFolder
+from atoll.runtime.terms import Terms
 from atoll.spec import message as orders
 from atoll.spec.document import sha256
 from atoll.spec.event import Answer, ColumnSums
-from atoll.spec.fleet import Dataset, Site
+from atoll.spec.fleet import Site
 from atoll.spec.job import PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Assign, Done, Failure, Order, Parcel, Progress, Refusal, Reply
 from atoll.spec.model import Bundle
-from atoll.spec.policy import Crossing, CrossingKind, Request
 
 _BUNDLE_LIMIT = 8 << 20  # bytes of a code bundle
 _ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died
@@ -47,6 +46,7 @@ class Errand:
 
     def __init__(self, site: Site, home: Path, gate: SiteGate, groups: Groups, run: str) -> None:
         self._site, self._home, self._gate, self._groups = site, home, gate, groups
+        self._terms = Terms(site, home)
         self._run = run
         self._folder = RunFolder(home / "runs" / run)
         self._inbox: queue.SimpleQueue[Assign | None] = queue.SimpleQueue()
@@ -129,45 +129,6 @@ class Errand:
     def _do(self, a: Assign) -> None:
         _DO[a.work](self, a)
 
-    # --- what the policy is asked -------------------------------------------------------------------------------
-
-    def _dataset(self, a: Assign) -> Dataset:
-        name = a.job.dataset if isinstance(a.job, QueryJob) else a.job.data.dataset
-        return Catalogue(self._home).entry(name).dataset
-
-    def _request(self, a: Assign, action: str = "cross", crossing: Crossing | None = None) -> Request:
-        return Request.model_validate(
-            {
-                "action": action,
-                "user": a.user,
-                "site": self._site.name,
-                "owner": self._site.owner,
-                "region": self._site.region,
-                "dataset": self._dataset(a),
-                "job": a.job.name,
-                "job_kind": a.job.kind,
-                "purpose": a.job.purpose,
-                "code": a.code or "",
-                "crossing": crossing,
-            }
-        )
-
-    def _crossing(self, a: Assign, kind: CrossingKind, out: bool, size: int, **more: object) -> Request:
-        crossing = Crossing.model_validate(
-            {
-                "kind": kind,
-                "direction": "out" if out else "in",
-                "site": self._site.name,
-                "run": self._run,
-                "round": a.version if a.work == "train" else None,
-                "dataset": self._dataset(a).name,
-                "purpose": a.job.purpose,
-                "bytes": size,
-                **more,
-            }
-        )
-        return self._request(a, "cross", crossing)
-
     # --- workers ------------------------------------------------------------------------------------------------
 
     def _order(self, a: Assign, order: Order, steps: int = 0) -> Reply:
@@ -192,7 +153,7 @@ class Errand:
         if self._group is None:
             self._progress(a, "starting")
             bundle = self._bundle(a)
-            self._gate.ask(self._request(a, "open"), f"{self._site.name}/{entry.dataset.name}")
+            self._gate.ask(self._terms.request(a, "open"), f"{self._site.name}/{entry.dataset.name}")
             Catalogue(self._home).verify(entry.dataset.name)
             self._key = f"{a.code} {a.layout.model_dump_json()} {a.user}"
             self._group = self._groups.take(self._key, a.layout)
@@ -225,9 +186,9 @@ class Errand:
         folder = self._home / "code" / a.code.removeprefix("sha256:")
         if folder.is_dir():
             return folder
-        request = self._crossing(a, "code", out=False, size=0, digest=a.code)
+        request = self._terms.crossing(a, "code", out=False, size=0, digest=a.code)
         parcel, frames = self._gate.fetch(Parcel(run=self._run, purpose="code", size=0, digest=a.code), request)
-        data = _gathered(frames, min(parcel.size, _BUNDLE_LIMIT))
+        data = gathered(frames, min(parcel.size, _BUNDLE_LIMIT))
         if sha256(data) != a.code:
             raise Corrupt(f"code of run {self._run}: its digest is not {a.code[:19]}...; submit the job again")
         return write_bundle(Bundle.model_validate_json(data), folder)
@@ -240,7 +201,7 @@ class Errand:
             return path
         self._progress(a, "fetching weights")
         size = sum(spec.size for spec in a.signature)
-        request = self._crossing(a, "model", out=False, size=size * 4, digest=a.weights)
+        request = self._terms.crossing(a, "model", out=False, size=size * 4, digest=a.weights)
         _, frames = self._gate.fetch(Parcel(run=self._run, purpose="weights", size=size, digest=a.weights), request)
         vector = np.empty(size, dtype=np.float32)
         filled = 0
@@ -268,11 +229,11 @@ class Errand:
         assert isinstance(a.job, TrainJob)
         reply = self._order(a, orders.Measure(columns=a.job.data.statistics))
         # A column that only a few rows have is told as one that no row has: its sum would be those rows' values.
-        least = self._dataset(a).min_group
+        least = self._terms.dataset(a).min_group
         sums = {name: column if column.count >= least else _NOTHING for name, column in reply.sums.items()}
         done = Done(run=self._run, answer=self._answer(a, sums=sums))
         rows = min((column.count for column in sums.values() if column.count), default=reply.rows)
-        self._gate.say(done, self._crossing(a, "query", out=True, size=_size(done), rows=rows))
+        self._gate.say(done, self._terms.crossing(a, "query", out=True, size=_size(done), rows=rows))
 
     def initialise(self, a: Assign) -> None:
         assert isinstance(a.job, TrainJob)
@@ -282,7 +243,7 @@ class Errand:
         parcel = Parcel(
             run=self._run, purpose="update", size=len(vector), answer=self._answer(a, signature=reply.signature)
         )
-        self._gate.send(parcel, encode(vector, ()), self._crossing(a, "model", out=True, size=vector.nbytes))
+        self._gate.send(parcel, encode(vector, ()), self._terms.crossing(a, "model", out=True, size=vector.nbytes))
         output.unlink(missing_ok=True)
 
     def train(self, a: Assign) -> None:
@@ -295,7 +256,7 @@ class Errand:
         wire = tuple(transform.kind for transform in a.sync.wire)
         parcel = Parcel(run=self._run, purpose="update", size=len(vector), wire=wire, answer=answer)
         size = encoded_bytes(len(vector), wire)
-        request = self._crossing(a, "update", out=True, size=size, wire=wire, rows=kept.examples)
+        request = self._terms.crossing(a, "update", out=True, size=size, wire=wire, rows=kept.examples)
         self._gate.send(parcel, encode(vector, a.sync.wire), request)
         self._folder.settle(a.position)
 
@@ -330,19 +291,19 @@ class Errand:
         self._progress(a, "evaluating")
         reply = self._order(a, orders.Evaluate(weights=str(weights), signature=a.signature))
         done = Done(run=self._run, answer=self._answer(a, totals=reply.totals, examples=reply.examples))
-        self._gate.say(done, self._crossing(a, "metric", out=True, size=_size(done), rows=reply.examples))
+        self._gate.say(done, self._terms.crossing(a, "metric", out=True, size=_size(done), rows=reply.examples))
 
     def predict(self, a: Assign) -> None:
         """Answers stay here, as a dataset under the source's terms; only their number leaves."""
         assert isinstance(a.job, PredictJob)
         weights = self._weights(a)
-        source, output = self._dataset(a), self._home / "data" / f"{a.job.output}-{self._run}.parquet"
+        source, output = self._terms.dataset(a), self._home / "data" / f"{a.job.output}-{self._run}.parquet"
         output.parent.mkdir(exist_ok=True)
         order = orders.Predict(weights=str(weights), signature=a.signature, output=str(output))
         reply = self._order(a, order)
         Catalogue(self._home).add(a.job.output, output, purposes=source.purposes, min_group=source.min_group)
         done = Done(run=self._run, answer=self._answer(a, examples=reply.rows))
-        self._gate.say(done, self._crossing(a, "metric", out=True, size=_size(done), rows=reply.rows))
+        self._gate.say(done, self._terms.crossing(a, "metric", out=True, size=_size(done), rows=reply.rows))
 
     def query(self, a: Assign) -> None:
         assert isinstance(a.job, QueryJob)
@@ -350,11 +311,11 @@ class Errand:
         dataset = catalogue.entry(a.job.dataset).dataset
         if query.dataset != dataset.name:
             raise Invalid(f"query: the FROM names {query.dataset!r} where the job's dataset is {dataset.name!r}")
-        self._gate.ask(self._request(a, "open"), f"{self._site.name}/{dataset.name}")
+        self._gate.ask(self._terms.request(a, "open"), f"{self._site.name}/{dataset.name}")
         groups, suppressed = answer(query, catalogue.table(dataset.name), dataset.min_group)
         done = Done(run=self._run, answer=self._answer(a, groups=groups, suppressed=suppressed))
         smallest = min((group.rows for group in groups), default=dataset.min_group)
-        self._gate.say(done, self._crossing(a, "query", out=True, size=_size(done), rows=smallest))
+        self._gate.say(done, self._terms.crossing(a, "query", out=True, size=_size(done), rows=smallest))
 
 
 _DO: dict[str, Callable[[Errand, Assign], None]] = {
@@ -366,32 +327,6 @@ _DO: dict[str, Callable[[Errand, Assign], None]] = {
     "predict": Errand.predict,
     "query": Errand.query,
 }
-
-
-def write_bundle(bundle: Bundle, folder: Path) -> Path:
-    """Lay verified code out in ``folder``, whole or not at all. Names with a path in them are `Invalid`."""
-    for name in bundle.files:
-        if Path(name).name != name or name.startswith("."):
-            raise Invalid(f"code: {name!r} is not a plain file name; put the task's files side by side")
-    part = folder.with_name(folder.name + f".part-{threading.get_ident()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, text in bundle.files.items():
-        (part / name).write_text(text, encoding="utf-8")
-    try:
-        part.rename(folder)
-    except OSError:  # another run of the same code was quicker; the content is the same by its digest
-        shutil.rmtree(part)
-    return folder
-
-
-def _gathered(frames: Iterator[FrameLike], limit: int) -> bytes:
-    data = bytearray()
-    for frame in frames:
-        data += frame.data
-        if len(data) > limit:
-            raise Corrupt(f"code: longer than the {limit} bytes announced; submit the job again")
-    return bytes(data)
 
 
 def _size(done: Done) -> int:

@@ -20,10 +20,10 @@ from atoll.policy.load import LivePolicy
 from atoll.registry.blobs import Blobs
 from atoll.registry.lineage import LineageTree
 from atoll.registry.models import Models
+from atoll.runtime.bundle import write_bundle
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.desk import Desk
 from atoll.runtime.embedded import Embedded
-from atoll.runtime.errand import write_bundle
 from atoll.runtime.machine import State
 from atoll.runtime.performing import Performer
 from atoll.runtime.planning import ROLES, Planning

@@ -1,0 +1,37 @@
+"""A job's code where it is run: laid out from a bundle whose digest was verified first."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from atoll.boundary.channel import FrameLike
+from atoll.errors import Corrupt, Invalid
+from atoll.spec.model import Bundle
+
+
+def write_bundle(bundle: Bundle, folder: Path) -> Path:
+    """Lay verified code out in ``folder``, whole or not at all. Names with a path in them are `Invalid`."""
+    for name in bundle.files:
+        if Path(name).name != name or name.startswith("."):
+            raise Invalid(f"code: {name!r} is not a plain file name; put the task's files side by side")
+    part = folder.with_name(folder.name + f".part-{threading.get_ident()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, text in bundle.files.items():
+        (part / name).write_text(text, encoding="utf-8")
+    try:
+        part.rename(folder)
+    except OSError:  # another run of the same code was quicker; the content is the same by its digest
+        shutil.rmtree(part)
+    return folder
+
+
+def gathered(frames: Iterator[FrameLike], limit: int) -> bytes:
+    """Join a stream's frames; raise `Corrupt` when they are more than ``limit`` bytes."""
+    data = bytearray()
+    for frame in frames:
+        data += frame.data
+        if len(data) > limit:
+            raise Corrupt(f"code: longer than the {limit} bytes announced; submit the job again")
+    return bytes(data)

@@ -1,0 +1,231 @@
+"""A run of the real state machine in simulated time: thousands of sites, scripted faults, and the same end every time.
+
+What `conductor` and `performing` do with threads, disks and sockets happens here in one queue of dated events, drawn
+from one seed. Nothing is trained: sites take time, vanish, come back and answer. Faults are data:
+
+    simulate(job, plan, [lose("lyon", at_round=3, back_after=20.0), restart_hub(at_round=5)], seed=7)
+"""
+
+import heapq
+import itertools
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from atoll.runtime.machine import Alarm, AssignTo, Command, Merge, Publish, State, begin, step
+from atoll.spec.document import sha256
+from atoll.spec.event import (
+    Answer,
+    Answered,
+    Expired,
+    Joined,
+    Lost,
+    Merged,
+    Planned,
+    Published,
+    Refused,
+    Restarted,
+    RunEvent,
+    Submitted,
+)
+from atoll.spec.job import Job
+from atoll.spec.model import Lineage, Model
+from atoll.spec.plan import Plan
+
+_ZERO = sha256(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    site: str
+    at_round: int
+    back_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    site: str
+    factor: float
+    at_round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    site: str
+    at_round: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestartHub:
+    at_round: int
+    missing: tuple[str, ...]
+
+
+Fault = Lose | Slow | Refuse | RestartHub
+
+
+def lose(site: str, at_round: int, back_after: float | None = None) -> Fault:
+    """The site vanishes in the middle of this round (from 1 on) and is back after so many seconds, or never."""
+    return Lose(site, at_round, back_after)
+
+
+def slow(site: str, factor: float, at_round: int = 1) -> Fault:
+    """From this round on the site takes ``factor`` times as long."""
+    return Slow(site, factor, at_round)
+
+
+def refuse(site: str, at_round: int) -> Fault:
+    """The owner's policy says no to the site's part of this round."""
+    return Refuse(site, at_round)
+
+
+def restart_hub(at_round: int, missing: tuple[str, ...] = ()) -> Fault:
+    """The hub dies in the middle of this round and begins anew without the updates of the ``missing`` sites."""
+    return RestartHub(at_round, missing)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds that things take; what a site takes is drawn for each answer from ``train`` seconds up and down."""
+
+    train: float = 1.0
+    spread: float = 0.5  # a share of `train`, either way
+    link: float = 0.01
+    merge: float = 0.05
+    hub_down: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a simulated run ended: its last state, its journal with the second of each entry, and how long it took."""
+
+    state: State
+    journal: tuple[tuple[float, RunEvent], ...]
+    seconds: float
+    assignments: int
+
+
+def simulate(
+    job: Job, plan: Plan, faults: Iterable[Fault] = (), seed: int = 0, pace: Pace | None = None, limit: float = 1e6
+) -> Outcome:
+    """Run the machine until the run is over, nothing more can happen, or ``limit`` simulated seconds have passed."""
+    return _World(job, plan, tuple(faults), random.Random(seed), pace or Pace()).run(limit)  # noqa: S311 - guards nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Dated:
+    """An event on its way. It is dropped when the session or the hub that it belongs to is gone by then."""
+
+    event: RunEvent
+    site: str | None = None  # of whom it comes, over the session of this number
+    session: int = 0
+    hub: int | None = None  # from within the hub of this number: its alarms and merges die with it
+
+
+class _World:
+    def __init__(self, job: Job, plan: Plan, faults: tuple[Fault, ...], rng: random.Random, pace: Pace) -> None:
+        self._faults, self._rng, self._pace = list(faults), rng, pace
+        self._now, self._order = 0.0, itertools.count()
+        self._queue: list[tuple[float, int, _Dated]] = []
+        self._sessions = dict.fromkeys(dict.fromkeys((*plan.sites, *plan.evaluators)), 0)
+        self._away: set[str] = set()
+        self._factor: dict[str, float] = {}
+        self._hub = self._assignments = 0
+        self._journal: list[tuple[float, RunEvent]] = []
+        submitted = Submitted(run="simulated", user="local", job=job)
+        self._state, _ = begin(submitted)
+        self._journal.append((0.0, submitted))
+        for site in self._sessions:
+            self._send(self._pace.link, Joined(run="simulated", site=site), site)
+        self._at(2 * self._pace.link, _Dated(Planned(run="simulated", plan=plan), hub=self._hub))
+
+    def run(self, limit: float) -> Outcome:
+        while self._queue and not self._state.over and self._queue[0][0] <= limit:
+            self._now, _, dated = heapq.heappop(self._queue)
+            if dated.hub not in (None, self._hub):
+                continue
+            if dated.site is not None and self._sessions[dated.site] != dated.session:
+                continue
+            self._fold(dated.event)
+        return Outcome(self._state, tuple(self._journal), self._now, self._assignments)
+
+    def _at(self, seconds: float, dated: _Dated) -> None:
+        heapq.heappush(self._queue, (self._now + seconds, next(self._order), dated))
+
+    def _send(self, seconds: float, event: RunEvent, site: str) -> None:
+        """Have the site say this in so many seconds, if its session lasts as long."""
+        self._at(seconds, _Dated(event, site, self._sessions[site]))
+
+    def _fold(self, event: RunEvent) -> None:
+        self._journal.append((self._now, event))
+        match event:
+            case Lost():
+                self._away.add(event.site)
+                self._sessions[event.site] += 1  # whatever it was doing or saying is gone
+            case Joined():
+                self._away.discard(event.site)
+            case Restarted():
+                self._hub += 1
+                for site in self._sessions:
+                    self._sessions[site] += 1
+                    if site not in self._away:
+                        self._send(self._pace.hub_down, Joined(run=event.run, site=site), site)
+            case _:
+                pass
+        self._state, commands = step(self._state, event)
+        self._strike()
+        for command in commands:
+            self._perform(command)
+
+    def _perform(self, command: Command) -> None:
+        state, run = self._state, self._state.run
+        match command:
+            case AssignTo():
+                self._assignments += 1
+                place = {"position": state.position, "epoch": state.epoch, "version": state.version}
+                answer = Answer.model_validate({"site": command.site, "examples": 1, **place})
+                self._send(self._duration(command.site), Answered(run=run, answer=answer), command.site)
+            case Merge():
+                sites = tuple(answer.site for answer in command.answers)
+                weights = sha256(f"{state.weights} {sites}".encode())
+                merged = Merged(run=run, position=state.position, sites=sites, weights=weights)
+                self._at(self._pace.merge, _Dated(merged, hub=self._hub))
+            case Publish():
+                self._at(self._pace.merge, _Dated(Published(run=run, model=self._model()), hub=self._hub))
+            case Alarm():
+                expired = Expired(run=run, position=command.position, final=command.final)
+                self._at(command.seconds, _Dated(expired, hub=self._hub))
+            case _:  # the plan is given, and whom a run dismisses has nothing more to do here
+                pass
+
+    def _duration(self, site: str) -> float:
+        spread = self._rng.uniform(-self._pace.spread, self._pace.spread)
+        return self._pace.train * (1 + spread) * self._factor.get(site, 1.0) + 2 * self._pace.link
+
+    def _strike(self) -> None:
+        """Let the faults of the round that is open come true, each once, in the middle of its shortest training."""
+        if not self._faults or self._state.work != "train":
+            return
+        due = [fault for fault in self._faults if fault.at_round <= self._state.version + 1]
+        self._faults = [fault for fault in self._faults if fault not in due]
+        soon = self._pace.train * (1 - self._pace.spread) / 2
+        run = self._state.run
+        for fault in due:
+            match fault:
+                case Slow():
+                    self._factor[fault.site] = fault.factor
+                case Lose():
+                    self._at(soon, _Dated(Lost(run=run, site=fault.site)))
+                    if fault.back_after is not None:
+                        self._at(soon + fault.back_after, _Dated(Joined(run=run, site=fault.site)))
+                case Refuse():
+                    self._at(soon, _Dated(Refused(run=run, site=fault.site, words=f"{fault.site} refuses")))
+                case RestartHub():
+                    self._at(soon, _Dated(Restarted(run=run, missing=fault.missing)))
+
+    def _model(self) -> Model:
+        state = self._state
+        lineage = Lineage(run=state.run, job=_ZERO, plan=_ZERO, code=_ZERO)
+        weights = state.weights or _ZERO
+        known = {"name": state.job.name, "version": 1, "weights": weights, "code": _ZERO, "task": "Task"}
+        return Model.model_validate({**known, "file": "task.py", "signature": (), "lineage": lineage})
