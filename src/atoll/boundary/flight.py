@@ -31,6 +31,7 @@ _FRAME_LIMIT = 16 << 20  # bytes in one batch; ours carry about 1 MiB
 _MESSAGE_LIMIT = 4 << 20  # bytes of one JSON message
 _BULK_DEADLINE = 600.0  # seconds for one stream
 _HELLO_DEADLINE = 10.0  # seconds for a call that should answer at once
+_CLOSE_DEADLINE = 5.0  # seconds for the sites to end their sessions with a hub that closes
 
 
 def _batch(frame: FrameLike) -> pa.RecordBatch:
@@ -115,7 +116,10 @@ class FlightServer(fl.FlightServerBase):
         """End every session, then the server; no conversation is left open."""
         for session in list(self._sessions):
             session.end()
-        self.shutdown()
+        # A site that fell silent ends nothing, and shutting down waits for every conversation.
+        ending = threading.Thread(target=self.shutdown, daemon=True)
+        ending.start()
+        ending.join(_CLOSE_DEADLINE)
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         site = context.get_middleware("site").site
@@ -145,7 +149,8 @@ class FlightServer(fl.FlightServerBase):
         session = _Session()
         self._sessions.add(session)
         last = [time.monotonic()]
-        threading.Thread(target=self._listen, args=(site, reader, session, last), daemon=True).start()
+        listener = threading.Thread(target=self._listen, args=(site, reader, session, last), daemon=True)
+        listener.start()
         self._desk.opened(site, session.send)
         words = "the site closed its session"
         try:
@@ -162,6 +167,10 @@ class FlightServer(fl.FlightServerBase):
             session.end()
             self._sessions.discard(session)
             self._desk.closed(site, session.send, words)
+        with contextlib.suppress(pa.ArrowException, OSError):
+            writer.write_metadata(_error(LinkLost(words)))  # at which the site ends its half
+        # Returning frees the stream, so never while it is being read: that would crash the hub.
+        listener.join()
 
     def _listen(self, site: str, reader: Any, session: _Session, last: list[float]) -> None:
         """Hand on what the site says, until its stream ends."""
@@ -259,6 +268,8 @@ class FlightChannel:
         finally:
             self._open = False
             self._inbox.put(None)
+            with contextlib.suppress(pa.ArrowException, OSError), self._lock:
+                self._writer.done_writing()  # the hub waits for it
 
     def _beat(self) -> None:
         while self._open:

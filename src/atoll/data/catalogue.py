@@ -33,12 +33,13 @@ class _Listing(Document):
 
 
 class Catalogue:
-    """The datasets of the site that lives in `home`, read from its file each time: one process may add while another
+    """The datasets of the site that lives in `home`, as its file has them now: one process may add while another
     serves. Writers take turns under a lock, and the file is replaced whole."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._file = home / "catalogue.yaml"
+        self._read: tuple[tuple[int, int, int], tuple[Entry, ...]] | None = None  # which file it was, and what it said
 
     def add(self, name: str, path: str | Path, purposes: Iterable[str] = (), min_group: int = 10) -> Dataset:
         """List the file as dataset `name`, in place of one of that name; return what others may know of it.
@@ -101,9 +102,15 @@ class Catalogue:
             raise Corrupt(f"dataset {name!r}: its file changed since it was added; add it again")
 
     def _entries(self) -> tuple[Entry, ...]:
-        if not self._file.exists():
+        try:
+            stat = self._file.stat()
+        except FileNotFoundError:
             return ()
-        return parse(_Listing, read_yaml(self._file) or {}, str(self._file)).entries
+        # The file is only ever replaced, never written into: another content is another inode or another time.
+        which = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if self._read is None or self._read[0] != which:
+            self._read = (which, parse(_Listing, read_yaml(self._file) or {}, str(self._file)).entries)
+        return self._read[1]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

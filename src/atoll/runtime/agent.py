@@ -32,6 +32,7 @@ class Agent:
 
     def __init__(self, site: Site, home: Path, executor: Executor) -> None:
         self._site, self._home = site, home
+        self._catalogue = Catalogue(home)
         self._journal = Journal(home / "journal.db", site.name)
         policy = LivePolicy(home / "policy.cedar", site.name)
 
@@ -90,7 +91,7 @@ class Agent:
                 self._gate.say(Hello(site=told))
 
     def _described(self) -> Site:
-        return self._site.model_copy(update={"datasets": Catalogue(self._home).datasets()})
+        return self._site.model_copy(update={"datasets": self._catalogue.datasets()})
 
     def _handle(self, message: Message) -> None:
         match message:

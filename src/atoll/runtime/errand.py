@@ -23,11 +23,11 @@ from atoll.registry.weights import save
 from atoll.runtime.bundle import gathered, write_bundle
 from atoll.runtime.executor import Group
 from atoll.runtime.groups import Groups
-from atoll.runtime.kept import Kept, RunFolder
+from atoll.runtime.kept import Kept, RunFolder, file_digest
 from atoll.runtime.terms import Terms
 from atoll.spec import message as orders
 from atoll.spec.document import sha256
-from atoll.spec.event import Answer, ColumnSums
+from atoll.spec.event import Answer, ColumnSums, Totals
 from atoll.spec.fleet import Site
 from atoll.spec.job import PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Assign, Done, Failure, Order, Parcel, Progress, Refusal, Reply
@@ -38,6 +38,7 @@ _ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank 
 _BACKOFF = (0.05, 2.0)  # seconds between two tries after a broken link: from, up to
 log = logging.getLogger(__name__)
 _NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
+_PROGRESS = 0.25  # seconds between two signs of progress
 _SETUP = 180.0  # seconds a group has to import torch and open a dataset
 
 
@@ -53,6 +54,8 @@ class Errand:
         self._group: Group | None = None
         self._key: str = ""
         self._bundle_path = home
+        self._catalogue = Catalogue(home)
+        self._told = 0.0  # when progress was last sent
         self._over, self._busy = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"errand-{run}")
         self._thread.start()
@@ -149,12 +152,12 @@ class Errand:
         """Return this run's group with the task imported and the dataset open, starting one when there is none."""
         assert a.task is not None, "a stage with a worker comes with code"
         assert not isinstance(a.job, QueryJob)
-        entry = Catalogue(self._home).entry(a.job.data.dataset)
+        entry = self._catalogue.entry(a.job.data.dataset)
         if self._group is None:
             self._progress(a, "starting")
             bundle = self._bundle(a)
             self._gate.ask(self._terms.request(a, "open"), f"{self._site.name}/{entry.dataset.name}")
-            Catalogue(self._home).verify(entry.dataset.name)
+            self._catalogue.verify(entry.dataset.name)
             self._key = f"{a.code} {a.layout.model_dump_json()} {a.user}"
             self._group = self._groups.take(self._key, a.layout)
             self._bundle_path = bundle
@@ -176,6 +179,11 @@ class Errand:
         return self._group
 
     def _progress(self, a: Assign, state: str, step: int = 0, steps: int = 0) -> None:
+        """Tell the hub how far this is, but not so often that short rounds would be spent on telling it."""
+        now = time.monotonic()
+        if now - self._told < _PROGRESS:
+            return
+        self._told = now
         self._gate.say(Progress(run=self._run, position=a.position, state=state, step=step, steps=steps))
 
     # --- what comes in ------------------------------------------------------------------------------------------
@@ -197,7 +205,7 @@ class Errand:
         """Return a file with the flat weights of the assignment, fetched when the last ones are others."""
         assert a.weights is not None
         path = self._folder.weights(a.weights)
-        if path.exists():
+        if self._folder.has_weights(a.weights):
             return path
         self._progress(a, "fetching weights")
         size = sum(spec.size for spec in a.signature)
@@ -282,7 +290,7 @@ class Errand:
         self._progress(a, "training", 0, a.steps)
         began = time.monotonic()
         reply = self._order(a, order, a.steps)
-        kept = Kept(a.weights, reply.examples, reply.loss, time.monotonic() - began)
+        kept = Kept(a.weights, file_digest(output), reply.examples, reply.loss, time.monotonic() - began)
         self._folder.keep(a.position, kept)
         return kept
 
@@ -291,7 +299,8 @@ class Errand:
         self._progress(a, "evaluating")
         reply = self._order(a, orders.Evaluate(weights=str(weights), signature=a.signature))
         done = Done(run=self._run, answer=self._answer(a, totals=reply.totals, examples=reply.examples))
-        self._gate.say(done, self._terms.crossing(a, "metric", out=True, size=_size(done), rows=reply.examples))
+        rows = min((_fewest(total) for total in reply.totals.values()), default=reply.examples)
+        self._gate.say(done, self._terms.crossing(a, "metric", out=True, size=_size(done), rows=rows))
 
     def predict(self, a: Assign) -> None:
         """Answers stay here, as a dataset under the source's terms; only their number leaves."""
@@ -301,18 +310,17 @@ class Errand:
         output.parent.mkdir(exist_ok=True)
         order = orders.Predict(weights=str(weights), signature=a.signature, output=str(output))
         reply = self._order(a, order)
-        Catalogue(self._home).add(a.job.output, output, purposes=source.purposes, min_group=source.min_group)
+        self._catalogue.add(a.job.output, output, purposes=source.purposes, min_group=source.min_group)
         done = Done(run=self._run, answer=self._answer(a, examples=reply.rows))
         self._gate.say(done, self._terms.crossing(a, "metric", out=True, size=_size(done), rows=reply.rows))
 
     def query(self, a: Assign) -> None:
         assert isinstance(a.job, QueryJob)
-        query, catalogue = parse(a.job.sql), Catalogue(self._home)
-        dataset = catalogue.entry(a.job.dataset).dataset
+        query, dataset = parse(a.job.sql), self._catalogue.entry(a.job.dataset).dataset
         if query.dataset != dataset.name:
             raise Invalid(f"query: the FROM names {query.dataset!r} where the job's dataset is {dataset.name!r}")
         self._gate.ask(self._terms.request(a, "open"), f"{self._site.name}/{dataset.name}")
-        groups, suppressed = answer(query, catalogue.table(dataset.name), dataset.min_group)
+        groups, suppressed = answer(query, self._catalogue.table(dataset.name), dataset.min_group)
         done = Done(run=self._run, answer=self._answer(a, groups=groups, suppressed=suppressed))
         smallest = min((group.rows for group in groups), default=dataset.min_group)
         self._gate.say(done, self._terms.crossing(a, "query", out=True, size=_size(done), rows=smallest))
@@ -327,6 +335,12 @@ _DO: dict[str, Callable[[Errand, Assign], None]] = {
     "predict": Errand.predict,
     "query": Errand.query,
 }
+
+
+def _fewest(total: Totals) -> int:
+    """Return how many rows the smallest group in a metric stands for: a histogram tells each class apart."""
+    classes = [sum(total.positives), sum(total.negatives)] if total.positives or total.negatives else [total.count]
+    return min(classes)
 
 
 def _size(done: Done) -> int:

@@ -1,5 +1,6 @@
 """What a site keeps of a run on its disk: the fence, the newest weights, updates not yet known to have arrived."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,11 +12,17 @@ import numpy as np
 from atoll.errors import Invalid
 
 
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What goes with a computed update: the weights it started from, and what the answer says of it."""
 
     weights: str
+    update: str  # digest of the update's file
     examples: int
     loss: float | None
     seconds: float
@@ -27,23 +34,28 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        fence = path / "fence.json"
-        self._seen: tuple[int, int] = (0, 0)
-        if fence.exists():
-            epoch, position = json.loads(fence.read_text())
-            self._seen = (int(epoch), int(position))
+        self._fetched: str | None = None
+        fence = path / "epoch"
+        self._seen: tuple[int, int] = (int(fence.read_text()) if fence.exists() else 0, 0)
 
     def fence(self, epoch: int, position: int) -> None:
-        """Refuse an assignment older than one already seen: it comes from a hub that has been replaced."""
+        """Refuse an assignment older than one already seen: it comes from a hub that has been replaced.
+
+        The epoch outlives this process; within one epoch there is one hub, which never goes back.
+        """
         if (epoch, position) < self._seen:
             seen = f"epoch {self._seen[0]}, stage {self._seen[1]}"
             raise Invalid(f"assignment of epoch {epoch}, stage {position} came after {seen}; it is out of date")
-        if (epoch, position) > self._seen:
-            self._seen = (epoch, position)
-            self._write("fence.json", json.dumps(self._seen))
+        if epoch > self._seen[0]:
+            self._write("epoch", str(epoch))
+        self._seen = (epoch, position)
 
     def weights(self, digest: str) -> Path:
         return self.path / f"weights-{digest.removeprefix('sha256:')}.f32"
+
+    def has_weights(self, digest: str) -> bool:
+        """Tell whether these were fetched, and so verified, by this very process; files of an earlier one are not."""
+        return self._fetched == digest
 
     def put_weights(self, digest: str, vector: np.ndarray) -> None:
         """Store verified weights in place of the ones before."""
@@ -51,6 +63,7 @@ class RunFolder:
         part = path.with_suffix(".part")
         vector.tofile(part)
         os.replace(part, path)
+        self._fetched = digest
         for old in self.path.glob("weights-*.f32"):
             if old != path:
                 old.unlink()
@@ -68,14 +81,19 @@ class RunFolder:
         return max(earlier)[1] if earlier else None
 
     def keep(self, position: int, kept: Kept) -> None:
-        """Mark the update of this position as whole; it is written before its mark."""
-        self._write(f"update-{position}.json", json.dumps(asdict(kept)))
+        """Mark the update of this position as whole; it is written before its mark, which has its digest.
+
+        Neither is flushed: after a loss of power the digest tells, and the round is trained again to the same bits.
+        """
+        (self.path / f"update-{position}.json").write_text(json.dumps(asdict(kept)))
 
     def kept(self, position: int) -> Kept | None:
-        mark = self.path / f"update-{position}.json"
-        if not mark.exists() or not self.update(position).exists():
+        """Return the mark of an update that is here, whole, from an earlier try."""
+        try:
+            kept = Kept(**json.loads((self.path / f"update-{position}.json").read_text()))
+            return kept if file_digest(self.update(position)) == kept.update else None
+        except (OSError, ValueError, TypeError):
             return None
-        return Kept(**json.loads(mark.read_text()))
 
     def settle(self, position: int) -> None:
         """The hub has this update: drop what only earlier rounds needed. The last state stays to go on from."""

@@ -178,7 +178,7 @@ def _members(state: State, work: Work | None) -> tuple[str, ...]:
     if work == "initialise":
         return (state.plan.initialiser or state.plan.sites[0],)
     names = state.plan.evaluators if work == "evaluate" else state.plan.sites
-    return tuple(name for name in names if name not in state.gone)
+    return tuple(name for name in names if name not in state.gone) if state.gone else names
 
 
 def _wait(state: State) -> Wait:

@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from atoll.runtime.machine import Alarm, AssignTo, Command, Merge, Publish, State, begin, step
 from atoll.spec.document import sha256
@@ -36,52 +37,34 @@ _ZERO = sha256(b"")
 
 
 @dataclass(frozen=True, slots=True)
-class Lose:
-    site: str
-    at_round: int
-    back_after: float | None
+class Fault:
+    """One line of a script; made by the functions below."""
 
-
-@dataclass(frozen=True, slots=True)
-class Slow:
-    site: str
-    factor: float
-    at_round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    site: str
-    at_round: int
-
-
-@dataclass(frozen=True, slots=True)
-class RestartHub:
-    at_round: int
-    missing: tuple[str, ...]
-
-
-Fault = Lose | Slow | Refuse | RestartHub
+    kind: Literal["lose", "slow", "refuse", "restart_hub"]
+    at_round: int  # from 1 on
+    site: str = ""
+    value: float | None = None
+    missing: tuple[str, ...] = ()
 
 
 def lose(site: str, at_round: int, back_after: float | None = None) -> Fault:
-    """The site vanishes in the middle of this round (from 1 on) and is back after so many seconds, or never."""
-    return Lose(site, at_round, back_after)
+    """The site vanishes in the middle of this round and is back after so many seconds, or never."""
+    return Fault("lose", at_round, site, back_after)
 
 
 def slow(site: str, factor: float, at_round: int = 1) -> Fault:
     """From this round on the site takes ``factor`` times as long."""
-    return Slow(site, factor, at_round)
+    return Fault("slow", at_round, site, factor)
 
 
 def refuse(site: str, at_round: int) -> Fault:
     """The owner's policy says no to the site's part of this round."""
-    return Refuse(site, at_round)
+    return Fault("refuse", at_round, site)
 
 
 def restart_hub(at_round: int, missing: tuple[str, ...] = ()) -> Fault:
     """The hub dies in the middle of this round and begins anew without the updates of the ``missing`` sites."""
-    return RestartHub(at_round, missing)
+    return Fault("restart_hub", at_round, missing=missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +107,13 @@ class _Dated:
 
 class _World:
     def __init__(self, job: Job, plan: Plan, faults: tuple[Fault, ...], rng: random.Random, pace: Pace) -> None:
-        self._faults, self._rng, self._pace = list(faults), rng, pace
+        self._faults, self._rng, self._pace = faults, rng, pace
         self._now, self._order = 0.0, itertools.count()
         self._queue: list[tuple[float, int, _Dated]] = []
         self._sessions = dict.fromkeys(dict.fromkeys((*plan.sites, *plan.evaluators)), 0)
         self._away: set[str] = set()
         self._factor: dict[str, float] = {}
-        self._hub = self._assignments = 0
+        self._hub = self._assignments = self._struck = 0
         self._journal: list[tuple[float, RunEvent]] = []
         submitted = Submitted(run="simulated", user="local", job=job)
         self._state, _ = begin(submitted)
@@ -203,24 +186,22 @@ class _World:
         return self._pace.train * (1 + spread) * self._factor.get(site, 1.0) + 2 * self._pace.link
 
     def _strike(self) -> None:
-        """Let the faults of the round that is open come true, each once, in the middle of its shortest training."""
-        if not self._faults or self._state.work != "train":
+        """When a round opens, date its faults for the middle of the shortest training."""
+        if self._state.work != "train" or self._state.version < self._struck:
             return
-        due = [fault for fault in self._faults if fault.at_round <= self._state.version + 1]
-        self._faults = [fault for fault in self._faults if fault not in due]
-        soon = self._pace.train * (1 - self._pace.spread) / 2
-        run = self._state.run
-        for fault in due:
-            match fault:
-                case Slow():
-                    self._factor[fault.site] = fault.factor
-                case Lose():
+        self._struck = self._state.version + 1
+        soon, run = self._pace.train * (1 - self._pace.spread) / 2, self._state.run
+        for fault in (fault for fault in self._faults if fault.at_round == self._struck):
+            match fault.kind:
+                case "slow":
+                    self._factor[fault.site] = fault.value or 1.0
+                case "lose":
                     self._at(soon, _Dated(Lost(run=run, site=fault.site)))
-                    if fault.back_after is not None:
-                        self._at(soon + fault.back_after, _Dated(Joined(run=run, site=fault.site)))
-                case Refuse():
+                    if fault.value is not None:
+                        self._at(soon + fault.value, _Dated(Joined(run=run, site=fault.site)))
+                case "refuse":
                     self._at(soon, _Dated(Refused(run=run, site=fault.site, words=f"{fault.site} refuses")))
-                case RestartHub():
+                case "restart_hub":
                     self._at(soon, _Dated(Restarted(run=run, missing=fault.missing)))
 
     def _model(self) -> Model:

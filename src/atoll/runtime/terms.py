@@ -13,11 +13,11 @@ class Terms:
     """Requests for one site. The dataset is read anew each time: its owner may take a purpose back in mid-run."""
 
     def __init__(self, site: Site, home: Path) -> None:
-        self._site, self._home = site, home
+        self._site, self._catalogue = site, Catalogue(home)
 
     def dataset(self, a: Assign) -> Dataset:
         name = a.job.dataset if isinstance(a.job, QueryJob) else a.job.data.dataset
-        return Catalogue(self._home).entry(name).dataset
+        return self._catalogue.entry(name).dataset
 
     def request(self, a: Assign, action: str = "cross", crossing: Crossing | None = None) -> Request:
         return Request.model_validate(

@@ -160,7 +160,8 @@ class Worker:
     def initialise(self, space: Workspace, order: Initialise) -> Reply:
         model = space.build(order.seed)
         signature = signature_of(model)
-        _write(read_vector(model, signature), order.output)
+        if self._rank == 0:  # every rank has the same weights, and they share the file
+            _write(read_vector(model, signature), order.output)
         return Reply(signature=signature)
 
     def probe(self, space: Workspace, order: Probe) -> Reply:
