@@ -62,7 +62,7 @@ def test_a_plan_shows_prices_the_choice_and_who_removed_the_rest():
     assert "✓  fedavg, period 10" in text
     assert "zurich (2), basel (1)" in text
     assert "20 of 10 steps" in text
-    assert "the cheapest that is allowed [price]" in text
+    assert "- the cheapest that is allowed\n" in text
 
 
 def test_progress_shows_round_loss_bytes_and_each_site():

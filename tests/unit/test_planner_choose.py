@@ -44,7 +44,8 @@ def answers(
     refused = refused or {}
     given: dict[str, dict[ask.Role, Decision]] = {}
     for site, questions in ask.requests(job, of, "ada", ("scientist",), None).items():
-        kept = Decision(allowed=False, party=site, rules=("hospital.no-rows",), reasons=ROWS.reasons)
+        words = f"{site} refuses: {ROWS.reasons[0]} (rule hospital.no-rows)"
+        kept = Decision(allowed=False, party=site, rules=("hospital.no-rows",), reasons=(words,))
         default = {"data": kept}
         given[site] = {
             q.role: refused.get((site, q.role)) or default.get(q.role) or Decision(allowed=True, party=site)
@@ -74,10 +75,12 @@ def test_policy_removes_gathering_in_each_owners_own_words():
     chosen = plan(train(), fleet())
     gather = candidate(chosen, "gather the data")
     assert [reason.by for reason in gather.rejected] == [f"policy of {n} (rule hospital.no-rows)" for n in HOSPITALS]
-    assert {reason.words for reason in gather.rejected} == {"patients' rows never leave the hospital"}
+    words = "refuses: patients' rows never leave the hospital (rule hospital.no-rows)"
+    assert [reason.words for reason in gather.rejected] == [f"{name} {words}" for name in HOSPITALS]
     assert gather.price is not None
     line = (
-        "gather the data: removed by policy of zurich (rule hospital.no-rows): patients' rows never leave the hospital"
+        "gather the data: removed: berlin, oslo, rome and zurich refuse: "
+        "patients' rows never leave the hospital (rule hospital.no-rows)"
     )
     assert line in explain.lines(chosen)
 
@@ -148,9 +151,9 @@ def test_a_pinned_sync_is_taken_and_all_others_are_priced_and_set_aside():
     assert chosen.reasons[0].by == "the job"
     others = [one for one in chosen.considered if one.name not in ("fedadam, period 7", "gather the data")]
     assert len(others) >= 3
-    assert {reason.words for one in others for reason in one.rejected} == {"it pins sync to fedadam, period 7"}
+    assert {reason.words for one in others for reason in one.rejected} == {"the job pins sync to fedadam, period 7"}
     assert all(one.price is not None for one in chosen.considered)
-    assert "exchange every step: set aside by the job: it pins sync to fedadam, period 7" in explain.lines(chosen)
+    assert "exchange every step: set aside: the job pins sync to fedadam, period 7" in explain.lines(chosen)
 
 
 def test_one_site_trains_without_outer_exchange():
@@ -308,7 +311,7 @@ def test_other_jobs_run_where_they_may():
     assert (chosen.sites, chosen.evaluators, chosen.rounds) == (("rome",), ("rome",), 0)
     assert explain.lines(chosen) == [
         "sites: rome",
-        "policy of oslo (rule hospital.purpose): oslo does not evaluate: no metrics leave",
+        "oslo does not evaluate: no metrics leave [policy of oslo (rule hospital.purpose)]",
     ]
     query = QueryJob(name="count", purpose="research", sql="select 1", dataset="heart", sites=("oslo", "rome"))
     closed: Refused = {("oslo", "query"): refuses("oslo", "no sums")}

@@ -10,7 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from atoll.planner.capacity import Outlook
-from atoll.planner.explain import duration, volume
+from atoll.planner.explain import duration, told, volume
 from atoll.registry.lineage import Branch, LineageTree
 from atoll.spec.fleet import Fleet
 from atoll.spec.model import Model
@@ -79,7 +79,7 @@ def plan(found: Plan) -> RenderableType:
     parts.append(text(f"Sites (ranks): {ranks or ', '.join(found.sites) or 'none'}"))
     if found.rounds:
         parts.append(text(f"Rounds: {found.rounds} of {found.sync.period} steps, {found.sync.exchange} exchanged"))
-    parts += [text(f"- {reason.words} [{reason.by}]", "dim") for reason in found.reasons]
+    parts += [text(f"- {line}", "dim") for line in told(found.reasons)]
     return Group(*parts)
 
 
@@ -300,7 +300,7 @@ def prediction(answer: Mapping[str, Any]) -> RenderableType:
 
 def _candidate(item: Candidate) -> tuple[object, ...]:
     chosen = not item.rejected  # the planner gives a reason to every other one
-    why = "\n".join(f"{reason.words} [{reason.by}]" for reason in item.rejected) or "chosen"
+    why = "\n".join(told(item.rejected)) or "chosen"
     price = item.price
     cost = (duration(price.seconds), volume(price.bytes), volume(price.memory_bytes)) if price else ("-", "-", "-")
     mark = text("✓", "green") if chosen else text("✗" if item.rejected else " ", "red")

@@ -14,6 +14,7 @@ from atoll.planner.ask import (
     training_sites,
     working_sites,
 )
+from atoll.planner.explain import told
 from atoll.spec.fleet import Fleet
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.plan import Reason
@@ -86,13 +87,18 @@ def refusals(site: str, answers: Answers, roles: Sequence[Role], outcome: str) -
     given = answers.get(site, {})
     lead = f"{site} {outcome}: " if outcome else ""
     reasons: list[Reason] = []
+    said: set[str] = set()
     for role in roles:
         decision = given.get(role)
         if decision is None:
             reasons.append(Reason(by=f"site {site}", words=f"{lead}it gave no answer about {_ABOUT[role]}"))
         elif not decision.allowed:
             rules = f" (rule {', '.join(decision.rules)})" if decision.rules else ""
-            reasons.append(Reason(by=f"policy of {decision.party}{rules}", words=f"{lead}{decision}"))
+            words = str(decision)
+            # One ground, such as the purpose, may fail a rule for each thing asked; the first rule stands for all.
+            if words.replace(rules, "") not in said:
+                said.add(words.replace(rules, ""))
+                reasons.append(Reason(by=f"policy of {decision.party}{rules}", words=f"{lead}{words}"))
     return tuple(dict.fromkeys(reasons))
 
 
@@ -111,4 +117,4 @@ def _joined(reasons: Iterable[tuple[Reason, ...]]) -> tuple[Reason, ...]:
 
 
 def _said(reasons: Sequence[Reason]) -> str:
-    return "; ".join(f"{reason.words} [{reason.by}]" for reason in reasons)
+    return "; ".join(told(reasons))

@@ -181,7 +181,7 @@ def _passed_over(job: TrainJob, one: _Considered, chosen: _Considered) -> Candid
     if one.candidate.rejected:
         return one.candidate
     if job.sync is not None:
-        reason = Reason(by="the job", words=f"it pins sync to {chosen.candidate.name}")
+        reason = Reason(by="the job", words=f"the job pins sync to {chosen.candidate.name}")
     else:
         reason = _by_price(one.price, chosen, "to let sites drift longer between exchanges")
     return one.candidate.model_copy(update={"rejected": (reason,)})
@@ -214,7 +214,7 @@ def _other_layouts(
         label = f"{chosen.candidate.name}, {_ranks(degree)} a site"
         reason = _by_price(cost, chosen, "for more ranks")
         if job.layout is not None:
-            reason = Reason(by="the job", words=f"it pins the layout to {_ranks(job.layout.ranks)} a site")
+            reason = Reason(by="the job", words=f"the job pins the layout to {_ranks(job.layout.ranks)} a site")
         others.append(Candidate(name=label, sync=sync, layouts=other, price=cost, rejected=(reason,)))
     return others
 
@@ -226,7 +226,7 @@ def _ranks(count: int) -> str:
 def _why(job: TrainJob, chosen: _Considered, synced: Sequence[_Considered]) -> Reason:
     name, cost = chosen.candidate.name, duration(chosen.price.seconds)
     if job.sync is not None:
-        return Reason(by="the job", words=f"it pins sync to {name}, predicted at {cost}")
+        return Reason(by="the job", words=f"the job pins sync to {name}, predicted at {cost}")
     if len(chosen.candidate.layouts) == 1:
         words = f"one site has nobody to exchange with; its rounds only report and save, predicted at {cost}"
         return Reason(by="capability", words=words)

@@ -1,5 +1,7 @@
 """A plan in plain words: what was chosen, what was not, by whom, and why."""
 
+from collections.abc import Sequence
+
 from atoll.spec.plan import Candidate, Plan, Reason
 
 
@@ -11,9 +13,30 @@ def lines(plan: Plan) -> list[str]:
         said.append(f"chosen: {chosen.name}, {plan.rounds} rounds at {', '.join(plan.sites)}{_predicted(chosen)}")
     else:
         said.append(f"sites: {', '.join(plan.sites)}")
-    said += [f"{reason.by}: {reason.words}" for reason in plan.reasons]
-    said += [_rejection(candidate, reason) for candidate in plan.considered for reason in candidate.rejected]
+    said += told(plan.reasons)
+    said += [f"{one.name}: {_verdict(one.rejected)}" for one in plan.considered if one.rejected]
     return said
+
+
+def told(reasons: Sequence[Reason]) -> list[str]:
+    """Return reasons as people read them: one line for what several policies refuse in the same words."""
+    parties: dict[str, list[str]] = {}
+    for reason in reasons:
+        party, _, ground = reason.words.partition(" refuses: ")
+        policy, _, rule = reason.by.partition(" (")
+        if policy == f"policy of {party}" and ground:
+            parties.setdefault(ground, []).append(party)
+        else:  # a price and a pin speak for themselves, and a policy's own words name its rule already
+            plain = reason.by in ("price", "the job") or (rule and rule in reason.words)
+            by = "" if plain else f" [{reason.by}]"
+            parties.setdefault(f"{reason.words}{by}", [])
+    return [_refusal(who, ground) if who else ground for ground, who in parties.items()]
+
+
+def _refusal(who: list[str], ground: str) -> str:
+    if len(who) == 1:
+        return f"{who[0]} refuses: {ground}"
+    return f"{', '.join(who[:-1])} and {who[-1]} refuse: {ground}"
 
 
 def duration(seconds: float) -> str:
@@ -40,9 +63,6 @@ def _predicted(chosen: Candidate) -> str:
     return f"; predicted {duration(chosen.price.seconds)} and {volume(chosen.price.bytes)} over all links"
 
 
-def _rejection(candidate: Candidate, reason: Reason) -> str:
-    if reason.by == "price":
-        return f"{candidate.name}: not chosen: {reason.words}"
-    if reason.by == "the job":
-        return f"{candidate.name}: set aside by the job: {reason.words}"
-    return f"{candidate.name}: removed by {reason.by}: {reason.words}"
+def _verdict(reasons: Sequence[Reason]) -> str:
+    verb = {"price": "not chosen", "the job": "set aside"}.get(reasons[0].by, "removed")
+    return f"{verb}: {'; '.join(told(reasons))}"

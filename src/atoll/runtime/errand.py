@@ -194,7 +194,7 @@ class Errand:
         folder = self._home / "code" / a.code.removeprefix("sha256:")
         if folder.is_dir():
             return folder
-        request = self._terms.crossing(a, "code", out=False, size=0, digest=a.code)
+        request = self._terms.crossing(a, "code", out=False, size=a.code_bytes, digest=a.code)
         parcel, frames = self._gate.fetch(Parcel(run=self._run, purpose="code", size=0, digest=a.code), request)
         data = gathered(frames, min(parcel.size, _BUNDLE_LIMIT))
         if sha256(data) != a.code:

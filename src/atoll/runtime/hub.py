@@ -155,7 +155,8 @@ class Hub:
 
     def _planning(self, job: Job, bundle: Bundle | None, user: str) -> tuple[Planning, Plan]:
         code = self._code(job, bundle)
-        planning = Planning(self._desk, f"plan-{uuid.uuid4().hex[:8]}", job, code, user)
+        size = self._blobs.size(code) if code is not None else 0
+        planning = Planning(self._desk, f"plan-{uuid.uuid4().hex[:8]}", job, (code, size), user)
         try:
             return planning, planning.plan()
         finally:

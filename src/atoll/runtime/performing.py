@@ -83,7 +83,7 @@ class Performer:
     # --- planning -----------------------------------------------------------------------------------------------
 
     def _plan(self, state: State) -> list[Event]:
-        planning = Planning(self.desk, state.run, state.job, state.code, state.user)
+        planning = Planning(self.desk, state.run, state.job, (state.code, self._code_bytes(state)), state.user)
         plan = planning.plan()
         sites = dict.fromkeys((*plan.sites, *plan.evaluators))
         said = [
@@ -94,6 +94,9 @@ class Performer:
         here = [Joined(run=state.run, site=site) for site in sites if self.desk.here(site)]
         # Presence first: whoever leaves after this is told of by its session, as this run is known to need it.
         return [*said, *here, Planned(run=state.run, plan=plan)]
+
+    def _code_bytes(self, state: State) -> int:
+        return self._blobs.size(state.code) if state.code is not None else 0
 
     # --- assignments --------------------------------------------------------------------------------------------
 
@@ -120,6 +123,7 @@ class Performer:
             layout=next(iter(plan.layouts.values()), Layout()),
             version=state.version,
             code=state.code,
+            code_bytes=self._code_bytes(state),
             weights=state.weights,
             signature=state.signature,
             statistics=state.statistics,

@@ -23,8 +23,9 @@ ROLES = ("scientist",)
 class Planning:
     """One job on its way to a plan; `answers` are kept for the record of who allowed what."""
 
-    def __init__(self, desk: Desk, run: str, job: Job, code: str | None, user: str) -> None:
-        self._desk, self._run, self._job, self._code, self._user = desk, run, job, code, user
+    def __init__(self, desk: Desk, run: str, job: Job, code: tuple[str | None, int], user: str) -> None:
+        self._desk, self._run, self._job, self._user = desk, run, job, user
+        self._code, self._code_bytes = code
         self.fleet: Fleet = desk.fleet()
         self.answers: dict[str, dict[ask.Role, Decision]] = {}
         self.profiles: dict[str, Profile] = {}
@@ -66,6 +67,7 @@ class Planning:
             sync=job.sync or Sync(),
             layout=job.layout or Assign.model_fields["layout"].default,
             code=self._code,
+            code_bytes=self._code_bytes,
             user=self._user,
             task=task,
         )

@@ -30,6 +30,7 @@ class Assign(Document):
     steps: NonNegativeInt = 0  # inner steps of this round
     done: NonNegativeInt = 0  # inner steps of the run before it
     code: Digest | None = None
+    code_bytes: NonNegativeInt = 0
     weights: Digest | None = None
     signature: Signature = ()
     statistics: dict[str, Moments] = {}

@@ -58,6 +58,18 @@ const table = (id, columns, rows, empty = "none yet") => {
   at(id).replaceChildren(...(rows.length ? [head, ...body] : [element("caption", empty, "muted")]));
 };
 
+// One line for what several policies refuse in the same words.
+const told = (reasons) => {
+  const grounds = new Map();
+  for (const { by, words } of reasons) {
+    const [party, ground] = words.split(" refuses: ", 2);
+    const same = ground && by.startsWith(`policy of ${party} (`);
+    const key = same ? ground : by === "price" || by === "the job" ? words : `${words} [${by}]`;
+    grounds.set(key, [...(grounds.get(key) || []), ...(same ? [party] : [])]);
+  }
+  return [...grounds].map(([ground, who]) =>
+    who.length ? `${who.join(", ")} refuse${who.length > 1 ? "" : "s"}: ${ground}` : ground);
+};
 const rows = (items, cells) => items.map((item) => ({ cells: cells(item) }));
 
 const curve = (losses) => {
@@ -129,7 +141,7 @@ const drawRun = (view) => {
   table("run-plan", ["candidate", ">time", ">traffic", "why"], (view.plan ? view.plan.considered : []).map((item) => ({
     cells: [
       item.name, item.price ? duration(item.price.seconds) : "–", item.price ? volume(item.price.bytes) : "–",
-      item.rejected.map((reason) => `${reason.words} [${reason.by}]`).join("; ") || "chosen",
+      told(item.rejected).join("; ") || "chosen",
     ],
     style: item.rejected.length ? "" : "chosen",
   })));
