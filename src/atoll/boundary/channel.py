@@ -63,7 +63,7 @@ class Desk(Protocol):
         ...
 
     def take(self, site: str, parcel: Parcel, frames: Iterator[FrameLike]) -> None:
-        """Receive an update; returning means that it is journalled and on disk."""
+        """Receive an update; returning means that it is journalled and on disk, or not wanted any more."""
         ...
 
     def give(self, site: str, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:

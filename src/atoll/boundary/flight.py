@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import queue
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -21,17 +20,21 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from atoll.boundary.channel import HEARTBEAT, SILENCE, Bytes, Desk, Frame, FrameLike
-from atoll.errors import AtollError, Denied, Invalid, LinkLost, Unavailable, named
+from atoll.boundary.ports import check_free, cut
+from atoll.errors import AtollError, Denied, Invalid, LinkLost, named
 from atoll.spec.document import parse_json
 from atoll.spec.message import MESSAGE, Beat, Message, Parcel
 
 log = logging.getLogger(__name__)
 _SCHEMA = pa.schema([("offset", pa.int64()), ("length", pa.int64()), ("data", pa.binary()), ("scales", pa.binary())])
 _FRAME_LIMIT = 16 << 20  # bytes in one batch; ours carry about 1 MiB
+_GO = b'{"go": true}'  # the hub's word that it wants the frames of a parcel
+_END = b'{"end": true}'  # after the last frame: gRPC shows a reader no difference between an end and a killed peer
+_DRAIN_LIMIT = 1 << 30  # bytes read on for after an error, so that the sender hears of it
 _MESSAGE_LIMIT = 4 << 20  # bytes of one JSON message
 _BULK_DEADLINE = 600.0  # seconds for one stream
 _HELLO_DEADLINE = 10.0  # seconds for a call that should answer at once
-_CLOSE_DEADLINE = 5.0  # seconds for the sites to end their sessions with a hub that closes
+_GRACE = 2.0  # seconds for a site to end its half of a session that the hub has ended
 
 
 def _batch(frame: FrameLike) -> pa.RecordBatch:
@@ -65,17 +68,6 @@ def _raise(answer: dict[str, Any]) -> None:
         raise named(str(answer["error"]), str(answer.get("words", "")))
 
 
-def _check_free(port: int) -> None:
-    """Raise `Unavailable` when the port is taken: gRPC itself would share it with the other server and say nothing."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("127.0.0.1", port))
-        except OSError as error:
-            words = f"port {port} for sites: cannot be used ({error.strerror}); choose another with --site-port"
-            raise Unavailable(words) from None
-
-
 class _Session:
     """The hub's end of one site's session: whoever calls `send` never waits for the network."""
 
@@ -105,8 +97,9 @@ class FlightServer(fl.FlightServerBase):
     def __init__(self, desk: Desk, port: int = 0) -> None:
         self._desk = desk
         self._sessions: set[_Session] = set()
-        _check_free(port)
-        super().__init__(f"grpc://127.0.0.1:{port}", middleware={"site": _Admission(desk)})
+        self._admission = _Admission(desk)
+        check_free(port)
+        super().__init__(f"grpc://127.0.0.1:{port}", middleware={"site": self._admission})
 
     @property
     def address(self) -> str:
@@ -116,10 +109,8 @@ class FlightServer(fl.FlightServerBase):
         """End every session, then the server; no conversation is left open."""
         for session in list(self._sessions):
             session.end()
-        # A site that fell silent ends nothing, and shutting down waits for every conversation.
-        ending = threading.Thread(target=self.shutdown, daemon=True)
-        ending.start()
-        ending.join(_CLOSE_DEADLINE)
+        self.shutdown()
+        self._admission.close()
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         site = context.get_middleware("site").site
@@ -130,20 +121,40 @@ class FlightServer(fl.FlightServerBase):
                 case b"session":
                     self._session(site, context, reader, writer)
                 case b"put":
-                    parcel = parse_json(Parcel, body, f"{site}: parcel")
-                    self._desk.take(site, parcel, _frames(reader, writer))
+                    self._put(site, parse_json(Parcel, body, f"{site}: parcel"), reader, writer)
                     writer.write_metadata(b"{}")
                 case b"get":
                     header, frames = self._desk.give(site, parse_json(Parcel, body, f"{site}: parcel"))
                     writer.write_metadata(header.model_dump_json().encode())
                     for frame in frames:
                         writer.write_batch(_batch(frame))
+                    writer.write_metadata(_END)
                 case _:
                     raise Invalid(f"{site}: a conversation begins with session, put or get; this one does not")
         except AtollError as error:
             # The other end learns the reason in the stream itself; gRPC's own status would lose its type.
             with contextlib.suppress(pa.ArrowException, OSError):
                 writer.write_metadata(_error(error))
+
+    def _put(self, site: str, parcel: Parcel, reader: Any, writer: Any) -> None:
+        """Let the desk take the frames. The site is asked for them when the desk wants the first: what is refused, or
+        not wanted any more, is never sent."""
+        asked = False
+
+        def frames() -> Iterator[Frame]:
+            nonlocal asked
+            asked = True
+            try:
+                writer.write_metadata(_GO)
+            except (pa.ArrowException, OSError) as error:
+                raise LinkLost(f"{site}: went away before it sent anything ({type(error).__name__})") from None
+            yield from _frames(reader, writer)
+
+        try:
+            self._desk.take(site, parcel, frames())
+        finally:
+            if asked:
+                _drain(reader)
 
     def _session(self, site: str, context: Any, reader: Any, writer: Any) -> None:
         session = _Session()
@@ -170,6 +181,9 @@ class FlightServer(fl.FlightServerBase):
         with contextlib.suppress(pa.ArrowException, OSError):
             writer.write_metadata(_error(LinkLost(words)))  # at which the site ends its half
         # Returning frees the stream, so never while it is being read: that would crash the hub.
+        listener.join(_GRACE)
+        if listener.is_alive():
+            cut(context.peer(), self.port)
         listener.join()
 
     def _listen(self, site: str, reader: Any, session: _Session, last: list[float]) -> None:
@@ -189,17 +203,32 @@ class FlightServer(fl.FlightServerBase):
             session.end()
 
 
+def _drain(reader: Any) -> None:
+    """Read on to the end of a stream that is not wanted. A sender whose write fails throws our answer away unread."""
+    left = _DRAIN_LIMIT
+    with contextlib.suppress(StopIteration, pa.ArrowException, OSError):
+        while left > 0:
+            chunk = reader.read_chunk()
+            left -= 1 + (chunk.data.nbytes if chunk.data is not None else 0)
+
+
 def _frames(reader: Any, writer: Any) -> Iterator[Frame]:
     """Yield the frames a peer sends; a link that breaks half way is `LinkLost`, never a short stream.
 
     The exchange's ``writer`` is held until the last frame: letting go of it ends the stream without an error.
     """
+    answer: dict[str, Any] = {}
     try:
         for chunk in reader:
             if chunk.data is not None:
                 yield _frame(chunk.data)
+            elif chunk.app_metadata is not None:
+                answer = _answer(chunk)
+                _raise(answer)  # the sender failed half way and says why
     except (pa.ArrowException, OSError) as error:
         raise LinkLost(f"the stream broke off ({type(error).__name__})") from None
+    if "end" not in answer:
+        raise LinkLost("the stream broke off before its end")
     del writer
 
 
@@ -208,18 +237,25 @@ class _Admission(fl.ServerMiddlewareFactory):
 
     def __init__(self, desk: Desk) -> None:
         super().__init__()
-        self._desk = desk
+        self._desk: Desk | None = desk
+
+    def close(self) -> None:
+        """Let go of the desk: Arrow holds on to this object, and would hold on to the whole hub through it."""
+        self._desk = None
 
     def start_call(self, info: Any, headers: dict[str, list[str]]) -> "_Admitted":
+        desk = self._desk
+        if desk is None:
+            raise fl.FlightUnavailableError("the hub is closing")
         scheme, _, credential = next(iter(headers.get("authorization", [])), "").partition(" ")
         site, _, secret = credential.partition(":")
         if scheme == "Token":
             token, _, secret = secret.partition(":")
             try:
-                self._desk.enrol(site, token, secret)
+                desk.enrol(site, token, secret)
             except AtollError as error:
                 raise fl.FlightUnauthenticatedError(str(error)) from None
-        elif scheme != "Bearer" or not self._desk.admits(site, secret):
+        elif scheme != "Bearer" or not desk.admits(site, secret):
             raise fl.FlightUnauthenticatedError(f"site {site!r} is not known by this secret; join with a token")
         return _Admitted(site)
 
@@ -298,13 +334,18 @@ class FlightChannel:
     def put(self, parcel: Parcel, frames: Iterable[FrameLike]) -> None:
         with _told(self._address):
             writer, reader = self._exchange(b"put " + parcel.model_dump_json().encode())
+            answer = _reply(reader)
+            _raise(answer)
+            if "go" not in answer:
+                return  # the hub has it already, or went on without it
             try:
                 writer.begin(_SCHEMA)
                 for frame in frames:
                     writer.write_batch(_batch(frame))
+                writer.write_metadata(_END)
                 writer.done_writing()
-            except (pa.ArrowException, OSError):
-                _raise(_reply(reader))  # a refusal ends the stream early; its reason is waiting in there
+            except BaseException:
+                reader.cancel()
                 raise
             _raise(_reply(reader))
             writer.close()
@@ -339,7 +380,17 @@ def _reply(reader: Any) -> dict[str, Any]:
     chunk = reader.read_chunk()
     if chunk.app_metadata is None:
         raise Invalid("stream: the hub sent tensors where its word was due")
-    return json.loads(bytes(chunk.app_metadata))
+    return _answer(chunk)
+
+
+def _answer(chunk: Any) -> dict[str, Any]:
+    try:
+        answer = json.loads(bytes(chunk.app_metadata))
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise Invalid("stream: the word in it is no JSON table; update one of the two ends")
+    return answer
 
 
 @contextlib.contextmanager

@@ -109,6 +109,10 @@ def schemas(kind: str | None = None) -> dict[str, Any]:
 def site_folder(home: Path, name: str | None) -> Path:
     """Return the folder of one of this home's own sites, of the only one without a name; raise `NotFound`."""
     known = _site_folders(home)
+    if not known and name in (None, "local"):
+        from atoll.runtime.site import laptop
+
+        return laptop(home / "sites")  # a laptop has one site, and nobody has to make it
     if name is None and len(known) == 1:
         return next(iter(known.values()))
     if name is None:

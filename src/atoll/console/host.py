@@ -111,13 +111,13 @@ def find(home: Path) -> Address | None:
 
 
 def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
-    from atoll.runtime.hub import Hub
+    from atoll.runtime.hub import Hub, take
     from atoll.serving.deployments import Deployments
 
     end = time.monotonic() + START_SECONDS
     while True:
         try:
-            hub = Hub(home, Deployments(home / "hub" / "logs"), site_port)
+            lock = take(home)
             break
         except Unavailable:  # another process holds the home: it is starting, or ending
             found = find(home)
@@ -127,6 +127,11 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
                 raise
             time.sleep(0.1)
     token = secrets.token_urlsafe(32)
+    try:
+        hub = Hub(home, Deployments(home / "hub" / "logs"), site_port, lock)
+    except BaseException:
+        lock.close()
+        raise
     try:
         server = serve(hub, token, port)
     except BaseException:

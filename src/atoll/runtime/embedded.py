@@ -13,12 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from atoll.errors import Unavailable
-from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime import site as sites
 from atoll.runtime.agent import Agent
 from atoll.runtime.desk import Desk
 from atoll.spec.document import sha256
-from atoll.spec.fleet import Site
 
 _READY = 30.0  # seconds a site's process has to connect
 _GRACE = 8.0  # seconds it has to end its workers and itself
@@ -37,7 +35,7 @@ class Embedded:
         """Start every site of the home and wait until all are connected. Raises `Unavailable` for one that is not."""
         homes = sorted(path.parent for path in (self._home / "sites").glob("*/site.yaml"))
         if [home.name for home in homes] in ([], ["local"]):
-            self._start_local(self._home / "sites" / "local")
+            self._start_local(sites.laptop(self._home / "sites"))
             names = ["local"]
         else:
             names = [self._start_process(home, address, len(homes)) for home in homes]
@@ -50,8 +48,6 @@ class Embedded:
                 time.sleep(0.01)
 
     def _start_local(self, home: Path) -> None:
-        if not (home / "site.yaml").exists():
-            sites.create(home, Site(name="local"), SITE_POLICY)
         agent = sites.agent(home)
         thread = threading.Thread(target=agent.serve_desk, args=(self._desk,), name="site-local", daemon=True)
         self._local = (agent, thread)

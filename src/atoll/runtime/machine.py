@@ -149,7 +149,8 @@ def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912
         case Refused():
             return _refused(state, event)
         case Broken():
-            words = event.words if event.words.startswith(f"{event.site}") else f"{event.site}: {event.words}"
+            told = event.site == "hub" or event.words.startswith(event.site)  # the words name a site by themselves
+            words = event.words if told else f"{event.site}: {event.words}"
             return _end(state, "failed", words, event.error)
         case Cancelled():
             return _end(state, "cancelled", f"cancelled by {event.user}")

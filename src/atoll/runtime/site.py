@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 from atoll.errors import AtollError, Denied, Invalid, NotFound, Unavailable
+from atoll.policy.defaults import SITE_POLICY
 from atoll.policy.rules import Rules
 from atoll.runtime.agent import Agent
 from atoll.runtime.local import LocalExecutor
@@ -34,6 +35,14 @@ def create(home: Path, site: Site, policy: str) -> None:
     home.chmod(0o700)
     (home / "policy.cedar").write_text(policy, encoding="utf-8")
     (home / "site.yaml").write_text(write_yaml(site), encoding="utf-8")
+
+
+def laptop(sites: Path) -> Path:
+    """Return the folder of the site `local` under ``sites``, made with the default rules when it is not there."""
+    home = sites / "local"
+    if not (home / "site.yaml").exists():
+        create(home, Site(name="local"), SITE_POLICY)
+    return home
 
 
 def read(home: Path, sharers: int = 1) -> Site:
