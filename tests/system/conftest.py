@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,8 +29,9 @@ from atoll.runtime.site import create
 from atoll.spec.fleet import Site
 
 TASK = '''\
-"""Logistic regression on two columns; it can be told to be slow and to break."""
+"""Logistic regression on two columns; it can be told to be slow, to stand still and to break."""
 
+import os
 import time
 
 import numpy as np
@@ -42,8 +42,8 @@ from atoll import Mean
 
 
 class Risk:
-    def __init__(self, pause=0.0, fault="", after=8):
-        self.pause, self.fault, self.after, self.calls = pause, fault, after, 0
+    def __init__(self, pause=0.0, hold="", fault="", after=8):
+        self.pause, self.hold, self.fault, self.after, self.calls = pause, hold, fault, after, 0
 
     def model(self):
         return nn.Linear(2, 1)
@@ -58,7 +58,11 @@ class Risk:
         return made
 
     def loss(self, model, batch):
-        time.sleep(self.pause * float(batch["slow"][0]))
+        slow = float(batch["slow"][0])
+        time.sleep(self.pause * slow)
+        # A slow site stands still while this file is there, from its second round on: a probe takes three steps.
+        while slow and self.calls > 3 and os.path.exists(self.hold):
+            time.sleep(0.01)
         self.calls += 1
         loss = nn.functional.binary_cross_entropy_with_logits(model(batch["x"])[:, 0], batch["y"])
         if self.calls <= self.after:
@@ -70,7 +74,6 @@ class Risk:
         return {"risk": torch.sigmoid(model(batch["x"])[:, 0])}
 
     def metrics(self, model, batch):
-        time.sleep(self.pause * float(batch["slow"][0]))
         right = (self.predict(model, batch)["risk"] > 0.5) == (batch["y"] > 0.5)
         return {"accuracy": Mean(right.sum().item(), len(right))}
 '''
@@ -143,13 +146,14 @@ class Home:
     def site(self, name: str, *, slow: float = 0.0, rows: int = 60, min_group: int = 5) -> Path:
         """Make a site with a dataset `patients`; all its randomness is in its name. Returns the site's folder."""
         chance = random.Random(name)
+        ages, doses = ([chance.uniform(low, high) for _ in range(rows)] for low, high in ((30, 80), (0, 1)))
         table = {
-            "age": [chance.randint(30, 80) for _ in range(rows)],
-            "dose": [chance.random() for _ in range(rows)],
+            "age": ages,
+            "dose": doses,
             "sex": [chance.choice(["f", "f", "m"]) for _ in range(rows - 1)] + ["x"],
             "slow": [slow] * rows,
+            "ill": [int(a + 30 * d + chance.gauss(0, 5) > 70) for a, d in zip(ages, doses, strict=True)],
         }
-        table["ill"] = [int(age + 30 * dose + chance.gauss(0, 5) > 70) for age, dose in zip(*list(table.values())[:2])]
         file = self.path / "data" / name / "patients.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(table), file)
@@ -196,19 +200,22 @@ class Home:
         A field is named by its path, with __ between: `answer__position=2`.
         """
 
-        def found() -> list[Entry]:
-            try:
-                entries = self.journal(kind, after=after)
-            except AtollError:  # not there yet, or half made
-                return []
-            return [entry for entry in entries if all(_at(entry.event, path) == want for path, want in fields.items())]
+        found: list[Entry] = []
 
-        assert eventually(lambda: len(found()) >= count, pause=0.003), f"{kind} {fields} never came: {self._told()}"
-        return found()
+        def enough() -> bool:
+            try:
+                new = self.journal(kind, after=found[-1].seq if found else after)
+            except AtollError:  # not there yet, or half made
+                return False
+            found.extend(entry for entry in new if all(_at(entry.event, path) == want for path, want in fields.items()))
+            return len(found) >= count
+
+        assert eventually(enough, pause=0.005), f"{kind} {fields} never came: {self._told()}"
+        return found
 
     def head(self) -> int:
-        """The number of the last entry in the hub's journal; 0 where there is none."""
-        return max((entry.seq for entry in self.journal()), default=0) if (self.path / "hub/journal.db").exists() else 0
+        """The number of the last entry in the hub's journal."""
+        return self.journal()[-1].seq
 
     def weights(self, run: str) -> dict[int, str]:
         """Return the digest of a run's weights after each stage that changed them: position -> digest."""
@@ -295,13 +302,7 @@ def home(make_home, tmp_path) -> Iterator[Home]:
     made.close()
 
 
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """Return a port that nobody held a moment ago."""
-
-    def find() -> int:
-        with socket.socket() as trial:
-            trial.bind(("127.0.0.1", 0))
-            return trial.getsockname()[1]
-
-    return find
+@pytest.fixture(scope="session", name="eventually")
+def _eventually() -> Callable[..., bool]:
+    """Return a function that waits until something holds."""
+    return eventually

@@ -19,53 +19,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from atoll.boundary.channel import HEARTBEAT, SILENCE, Bytes, Desk, Frame, FrameLike
+from atoll.boundary.channel import HEARTBEAT, SILENCE, Desk, Frame, FrameLike
 from atoll.boundary.ports import check_free, cut
-from atoll.errors import AtollError, Denied, Invalid, LinkLost, named
+from atoll.boundary.streams import END, GO, SCHEMA, batch, drain, frames_of, raise_told, reply, told
+from atoll.errors import AtollError, Denied, Invalid, LinkLost
 from atoll.spec.document import parse_json
 from atoll.spec.message import MESSAGE, Beat, Message, Parcel
 
 log = logging.getLogger(__name__)
-_SCHEMA = pa.schema([("offset", pa.int64()), ("length", pa.int64()), ("data", pa.binary()), ("scales", pa.binary())])
-_FRAME_LIMIT = 16 << 20  # bytes in one batch; ours carry about 1 MiB
-_GO = b'{"go": true}'  # the hub's word that it wants the frames of a parcel
-_END = b'{"end": true}'  # after the last frame: gRPC shows a reader no difference between an end and a killed peer
-_DRAIN_LIMIT = 1 << 30  # bytes read on for after an error, so that the sender hears of it
 _MESSAGE_LIMIT = 4 << 20  # bytes of one JSON message
 _BULK_DEADLINE = 600.0  # seconds for one stream
 _HELLO_DEADLINE = 10.0  # seconds for a call that should answer at once
 _GRACE = 2.0  # seconds for a site to end its half of a session that the hub has ended
-
-
-def _batch(frame: FrameLike) -> pa.RecordBatch:
-    def binary(data: Bytes) -> pa.Array:
-        buffer = pa.py_buffer(data)
-        offsets = pa.py_buffer(b"\0\0\0\0" + buffer.size.to_bytes(4, "little"))
-        return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, buffer])
-
-    columns = [pa.array([frame.offset]), pa.array([frame.length]), binary(frame.data), binary(frame.scales)]
-    return pa.record_batch(columns, schema=_SCHEMA)
-
-
-def _frame(batch: pa.RecordBatch) -> Frame:
-    if batch.schema != _SCHEMA or batch.num_rows != 1:
-        raise Invalid("stream: a batch is one row of offset, length, data and scales; send it so")
-    if batch.nbytes > _FRAME_LIMIT:
-        raise Invalid(f"stream: a batch of {batch.nbytes} bytes is over the limit of {_FRAME_LIMIT}; send smaller ones")
-    offset, length = batch.column(0)[0].as_py(), batch.column(1)[0].as_py()
-    data, scales = (batch.column(index)[0].as_buffer() for index in (2, 3))
-    if any(field is None for field in (offset, length, data, scales)):
-        raise Invalid("stream: a batch has an empty field; send all four")
-    return Frame(offset, length, memoryview(data), memoryview(scales))
-
-
-def _error(error: AtollError) -> bytes:
-    return json.dumps({"error": type(error).__name__, "words": str(error)}).encode()
-
-
-def _raise(answer: dict[str, Any]) -> None:
-    if "error" in answer:
-        raise named(str(answer["error"]), str(answer.get("words", "")))
 
 
 class _Session:
@@ -115,7 +80,7 @@ class FlightServer(fl.FlightServerBase):
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         site = context.get_middleware("site").site
         verb, _, body = bytes(descriptor.command).partition(b" ")
-        writer.begin(_SCHEMA)
+        writer.begin(SCHEMA)
         try:
             match verb:
                 case b"session":
@@ -127,14 +92,14 @@ class FlightServer(fl.FlightServerBase):
                     header, frames = self._desk.give(site, parse_json(Parcel, body, f"{site}: parcel"))
                     writer.write_metadata(header.model_dump_json().encode())
                     for frame in frames:
-                        writer.write_batch(_batch(frame))
-                    writer.write_metadata(_END)
+                        writer.write_batch(batch(frame))
+                    writer.write_metadata(END)
                 case _:
                     raise Invalid(f"{site}: a conversation begins with session, put or get; this one does not")
         except AtollError as error:
             # The other end learns the reason in the stream itself; gRPC's own status would lose its type.
             with contextlib.suppress(pa.ArrowException, OSError):
-                writer.write_metadata(_error(error))
+                writer.write_metadata(told(error))
 
     def _put(self, site: str, parcel: Parcel, reader: Any, writer: Any) -> None:
         """Let the desk take the frames. The site is asked for them when the desk wants the first: what is refused, or
@@ -145,16 +110,16 @@ class FlightServer(fl.FlightServerBase):
             nonlocal asked
             asked = True
             try:
-                writer.write_metadata(_GO)
+                writer.write_metadata(GO)
             except (pa.ArrowException, OSError) as error:
                 raise LinkLost(f"{site}: went away before it sent anything ({type(error).__name__})") from None
-            yield from _frames(reader, writer)
+            yield from frames_of(reader, writer)
 
         try:
             self._desk.take(site, parcel, frames())
         finally:
             if asked:
-                _drain(reader)
+                drain(reader)
 
     def _session(self, site: str, context: Any, reader: Any, writer: Any) -> None:
         session = _Session()
@@ -179,7 +144,7 @@ class FlightServer(fl.FlightServerBase):
             self._sessions.discard(session)
             self._desk.closed(site, session.send, words)
         with contextlib.suppress(pa.ArrowException, OSError):
-            writer.write_metadata(_error(LinkLost(words)))  # at which the site ends its half
+            writer.write_metadata(told(LinkLost(words)))  # at which the site ends its half
         # Returning frees the stream, so never while it is being read: that would crash the hub.
         listener.join(_GRACE)
         if listener.is_alive():
@@ -201,35 +166,6 @@ class FlightServer(fl.FlightServerBase):
             pass  # an ended, broken or ill-formed stream all mean the same: this session is over
         finally:
             session.end()
-
-
-def _drain(reader: Any) -> None:
-    """Read on to the end of a stream that is not wanted. A sender whose write fails throws our answer away unread."""
-    left = _DRAIN_LIMIT
-    with contextlib.suppress(StopIteration, pa.ArrowException, OSError):
-        while left > 0:
-            chunk = reader.read_chunk()
-            left -= 1 + (chunk.data.nbytes if chunk.data is not None else 0)
-
-
-def _frames(reader: Any, writer: Any) -> Iterator[Frame]:
-    """Yield the frames a peer sends; a link that breaks half way is `LinkLost`, never a short stream.
-
-    The exchange's ``writer`` is held until the last frame: letting go of it ends the stream without an error.
-    """
-    answer: dict[str, Any] = {}
-    try:
-        for chunk in reader:
-            if chunk.data is not None:
-                yield _frame(chunk.data)
-            elif chunk.app_metadata is not None:
-                answer = _answer(chunk)
-                _raise(answer)  # the sender failed half way and says why
-    except (pa.ArrowException, OSError) as error:
-        raise LinkLost(f"the stream broke off ({type(error).__name__})") from None
-    if "end" not in answer:
-        raise LinkLost("the stream broke off before its end")
-    del writer
 
 
 class _Admission(fl.ServerMiddlewareFactory):
@@ -284,7 +220,7 @@ class FlightChannel:
         with _told(address):
             options = fl.FlightCallOptions(headers=self._headers)
             self._writer, self._reader = self._client.do_exchange(fl.FlightDescriptor.for_command(b"session "), options)
-            self._writer.begin(_SCHEMA)
+            self._writer.begin(SCHEMA)
             self._writer.write_metadata(MESSAGE.dump_json(Beat()))
         threading.Thread(target=self._listen, daemon=True, name=f"{site}-listen").start()
         threading.Thread(target=self._beat, daemon=True, name=f"{site}-beat").start()
@@ -295,7 +231,7 @@ class FlightChannel:
                 data = bytes(self._reader.read_chunk().app_metadata)
                 self._heard = time.monotonic()
                 answer = json.loads(data)
-                _raise(answer)
+                raise_told(answer)
                 message = MESSAGE.validate_python(answer)
                 if not isinstance(message, Beat):
                     self._inbox.put(message)
@@ -334,29 +270,29 @@ class FlightChannel:
     def put(self, parcel: Parcel, frames: Iterable[FrameLike]) -> None:
         with _told(self._address):
             writer, reader = self._exchange(b"put " + parcel.model_dump_json().encode())
-            answer = _reply(reader)
-            _raise(answer)
+            answer = reply(reader)
+            raise_told(answer)
             if "go" not in answer:
                 return  # the hub has it already, or went on without it
             try:
-                writer.begin(_SCHEMA)
+                writer.begin(SCHEMA)
                 for frame in frames:
-                    writer.write_batch(_batch(frame))
-                writer.write_metadata(_END)
+                    writer.write_batch(batch(frame))
+                writer.write_metadata(END)
                 writer.done_writing()
             except BaseException:
                 reader.cancel()
                 raise
-            _raise(_reply(reader))
+            raise_told(reply(reader))
             writer.close()
 
     def get(self, parcel: Parcel, deadline: float = _BULK_DEADLINE) -> tuple[Parcel, Iterator[FrameLike]]:
         with _told(self._address):
             # Nothing is written, not even a schema: the hub may have ended the exchange before it arrives.
             writer, reader = self._exchange(b"get " + parcel.model_dump_json().encode(), deadline)
-            answer = _reply(reader)
-        _raise(answer)
-        return Parcel.model_validate(answer), _frames(reader, writer)
+            answer = reply(reader)
+        raise_told(answer)
+        return Parcel.model_validate(answer), frames_of(reader, writer)
 
     def _exchange(self, command: bytes, deadline: float = _BULK_DEADLINE) -> tuple[Any, Any]:
         self._alive()
@@ -373,24 +309,6 @@ class FlightChannel:
     def _alive(self) -> None:
         if not self._open:
             raise LinkLost(f"{self._address}: the session with the hub is over; dial again")
-
-
-def _reply(reader: Any) -> dict[str, Any]:
-    """Return the JSON that the hub answers a parcel with."""
-    chunk = reader.read_chunk()
-    if chunk.app_metadata is None:
-        raise Invalid("stream: the hub sent tensors where its word was due")
-    return _answer(chunk)
-
-
-def _answer(chunk: Any) -> dict[str, Any]:
-    try:
-        answer = json.loads(bytes(chunk.app_metadata))
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise Invalid("stream: the word in it is no JSON table; update one of the two ends")
-    return answer
 
 
 @contextlib.contextmanager

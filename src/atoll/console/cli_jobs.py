@@ -1,11 +1,12 @@
 """Commands about jobs and runs: plan, run, resume, watch, cancel, query, what-if."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.console.terminal import Json, Overrides, Watch, exit_code, of, say
+from atoll.console.terminal import Json, Overrides, Watch, exit_code, held, of, say
 
 if TYPE_CHECKING:
     from atoll.console.client import Client
@@ -156,13 +157,17 @@ def capacity(
 
 
 def _carry_out(hub: "Client", job: "Job", bundle: "Bundle | None", as_json: bool, quiet: bool = False) -> "RunView":
-    name = hub.submit(job, bundle)
-    return _follow(hub, name, as_json, quiet)
+    with held() as release:
+        name = hub.submit(job, bundle)
+        return _follow(hub, name, as_json, quiet, release)
 
 
-def _follow(hub: "Client", run: str, as_json: bool, quiet: bool = False) -> "RunView":
+def _follow(
+    hub: "Client", run: str, as_json: bool, quiet: bool = False, release: Callable[[], None] = lambda: None
+) -> "RunView":
     """Watch a run to its end; Ctrl-C cancels it and waits until its sites have let go."""
     try:
+        release()
         with Watch(stderr=as_json) as watch:
             return hub.wait(run, None if quiet else watch)
     except KeyboardInterrupt:

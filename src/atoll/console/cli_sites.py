@@ -130,7 +130,7 @@ def data_add(
     from atoll.data.catalogue import Catalogue
     from atoll.spec.fleet import Fleet, Site
 
-    folder = site_folder(of(context).home, at)
+    folder = site_folder(of(context).home, at, laptop=True)
     dataset = Catalogue(folder).add(name, path, tuple(purpose or ()), min_group)
     of(context).emit(dataset, show.datasets(Fleet(sites=(Site(name=folder.name, datasets=(dataset,)),))), as_json)
 

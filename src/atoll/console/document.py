@@ -106,13 +106,16 @@ def schemas(kind: str | None = None) -> dict[str, Any]:
     return DOCUMENTS[kind].model_json_schema()
 
 
-def site_folder(home: Path, name: str | None) -> Path:
-    """Return the folder of one of this home's own sites, of the only one without a name; raise `NotFound`."""
-    known = _site_folders(home)
-    if not known and name in (None, "local"):
-        from atoll.runtime.site import laptop
+def site_folder(home: Path, name: str | None, laptop: bool = False) -> Path:
+    """Return the folder of one of this home's own sites, of the only one without a name; raise `NotFound`.
 
-        return laptop(home / "sites")  # a laptop has one site, and nobody has to make it
+    With ``laptop`` a home that has no site gets one, `local`: nobody with a single machine has to make it.
+    """
+    known = _site_folders(home)
+    if laptop and not known and name in (None, "local"):
+        from atoll.runtime import site
+
+        return site.laptop(home / "sites")
     if name is None and len(known) == 1:
         return next(iter(known.values()))
     if name is None:

@@ -107,14 +107,15 @@ def progress(view: RunView) -> RenderableType:
         step = f"{site.step}/{site.steps}" if site.steps else ""
         mark = text("●", "green" if site.connected else "red")
         sites.add_row(mark, text(name), text(site.state if site.connected else "lost"), text(step, "dim"))
-    return Group(head, text(spark(view.losses), "cyan"), sites)
+    trouble = [text(view.words, "red")] if view.words else []
+    return Group(head, text(spark(view.losses), "cyan"), sites, *trouble)
 
 
 def progress_line(view: RunView) -> str:
     """The same in one line, for a log."""
     sites = " ".join(f"{name}:{site.state if site.connected else 'lost'}" for name, site in sorted(view.sites.items()))
     rounds = f"round {view.round}/{view.rounds}" if view.rounds else ""
-    parts = (view.state, view.work, rounds, _loss(view), _bytes(view), sites)
+    parts = (view.state, view.work, rounds, _loss(view), _bytes(view), sites, view.words)
     return text("  ".join(part for part in parts if part)).plain
 
 

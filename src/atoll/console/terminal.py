@@ -1,9 +1,10 @@
 """What every command shares: the home, the choice between tables and JSON, and how a run is watched."""
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,23 @@ def rest() -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         return
+
+
+@contextmanager
+def held() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the given function is called: who hands in a job must learn its run's name."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+
+    def release() -> None:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            raise KeyboardInterrupt
+
+    try:
+        yield release
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Watch:

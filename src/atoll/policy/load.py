@@ -1,5 +1,6 @@
 """Rules from a file, and rules that follow the file: a typo is refused and the old rules stay in force."""
 
+import logging
 import threading
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from atoll.errors import Invalid, NotFound
 from atoll.policy.rules import Rules
 from atoll.spec.policy import Decision, Policy, Request
 
+log = logging.getLogger(__name__)
 _LARGEST = 1 << 20  # bytes; a policy is written by hand
 
 
@@ -50,13 +52,18 @@ class LivePolicy:
             self._content = content
         except Invalid as problem:
             self._content = None  # so that it is read anew when it is back
-            self.problem = f"{problem}; the rules before this stay in force"
+            self._note(f"{problem}; the rules before this stay in force")
             return
         try:
             self._rules = _rules(content, self.path, self.party)
             self.problem = None
         except Invalid as problem:
-            self.problem = f"{problem}; the rules before this change stay in force"
+            self._note(f"{problem}; the rules before this change stay in force")
+
+    def _note(self, problem: str) -> None:
+        if problem != self.problem:
+            log.error("%s", problem)
+        self.problem = problem
 
 
 def _read(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from typing import cast
 from atoll.errors import AtollError, Unavailable
 from atoll.journal import Entry, Journal
 from atoll.runtime.machine import Alarm, Command, State, begin, step
-from atoll.spec.event import Cancelled, Event, Expired, Restarted, RunEvent, Submitted
+from atoll.spec.event import Broken, Cancelled, Event, Expired, Restarted, RunEvent, Submitted
 
 _RETRY = 1.0  # seconds until events are journalled again after the disk was full
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Conductor:
         self.here: set[str] = set()  # runs that this process conducts; others were another hub's and wait for `resume`
         self.trouble: str | None = None  # why the journal cannot be written, while it cannot
         self._thread = threading.Thread(target=self._loop, name="conductor", daemon=True)
-        self.closing = False
+        self.closing = self._closed = False
 
     def start(self) -> None:
         """Fold the journal as it is, without performing anything, and begin to take events."""
@@ -81,37 +81,29 @@ class Conductor:
             self._thread.join(timeout=10)
 
     def _loop(self) -> None:
-        while True:
-            posted = self._next()
-            if posted is None:
-                return
-            if posted:
-                self._take(posted)
+        while not self._closed:
+            self._take(self._next())
 
-    def _next(self) -> list[_Posted] | None:
-        """Return everything that waits: posted events and alarms that are due; None when closed."""
+    def _next(self) -> list[_Posted]:
+        """Return everything that waits: events posted, also just before `close`, and alarms that are due."""
         wait = self._alarms[0][0] - time.monotonic() if self._alarms else None
         if self._held:
             wait = _RETRY if wait is None else min(wait, _RETRY)
-        found: list[_Posted] = []
+        found: list[_Posted | None] = []
         try:
-            first = self._inbox.get(timeout=max(0.0, wait) if wait is not None else None)
-            if first is None:
-                return None
-            found.append(first)
+            found.append(self._inbox.get(timeout=max(0.0, wait) if wait is not None else None))
             while not self._inbox.empty():
-                more = self._inbox.get()
-                if more is None:
-                    return None
-                found.append(more)
+                found.append(self._inbox.get())
         except queue.Empty:
             pass
+        self._closed = None in found
+        held, self._held = self._held, []
+        waiting = held + [item for item in found if item is not None]
         while self._alarms and self._alarms[0][0] <= time.monotonic():
             event = heapq.heappop(self._alarms)[2]
             if self._due(event):
-                found.append(_Posted((event,), "clock", None))
-        held, self._held = self._held, []
-        return held + found
+                waiting.append(_Posted((event,), "clock", None))
+        return waiting
 
     def _due(self, event: Event) -> bool:
         """Tell whether an alarm still means something: its stage may have ended long ago."""
@@ -149,7 +141,8 @@ class Conductor:
 
     def _failed(self, items: list[_Posted], error: AtollError) -> None:
         """Who waits for an entry is told; what nobody waits for is tried again, for it must not be lost."""
-        log.error("journal: %s", error)
+        if self.trouble != str(error):
+            log.error("journal: %s", error)
         self.trouble = str(error)
         for item in items:
             if item.done is not None:
@@ -173,5 +166,10 @@ class Conductor:
         if isinstance(command, Alarm):
             event = Expired(run=state.run, position=command.position, final=command.final)
             heapq.heappush(self._alarms, (time.monotonic() + command.seconds, next(self._order), event))
-        else:
+            return
+        try:
             self._perform(state, command)
+        except Exception as error:
+            # This thread conducts every run: what goes wrong with one ends that one, and the log has the traceback.
+            log.exception("run %s", state.run)
+            self.post(Broken(run=state.run, site="hub", words=f"fault in the hub: {error!r}"))

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 from atoll.boundary.channel import HEARTBEAT, Frame, FrameLike, Send
 from atoll.boundary.gate import Gate
@@ -46,9 +47,8 @@ class Desk:
         self._probes: dict[tuple[str, str], tuple[Future[Answer], str | None]] = {}
         self._number = 0
         self.progress: dict[str, dict[str, SiteProgress]] = {}
-        self.enrolled: Callable[[str, str, str], object] = (
-            _closed  # set by the hub: (site, token, digest of the secret)
-        )
+        # Set by the hub: (site, token, digest of the secret).
+        self.enrolled: Callable[[str, str, str], object] = _closed
         self.changed: Callable[[str], None] = lambda run: None
 
     # --- who may come in ----------------------------------------------------------------------------------------
@@ -242,23 +242,33 @@ class Desk:
         answer = parcel.answer
         state = self._state(site, parcel.run, answer)
         if not expects(state, answer):
-            # Sent again because its receipt was lost, or for a round that went on without it. The receipt tells the
-            # site that nobody waits for it; an error would fail the run.
+            # Sent again because its receipt was lost, or for a round that went on without it. A receipt tells the site
+            # that nobody waits for it; an error would fail the run.
             log.info("%s", _late(state, answer))
-            for _ in frames:
-                pass
             return
         wire, size = _expected(state, answer, parcel)
         files = self._files(parcel.run)
         count = encoded_bytes(size, wire)
         kind: CrossingKind = "model" if state.work == "initialise" else "update"
         crossed = self._decided(state, site, kind, "out", count, wire=wire)  # before the first byte is taken
-        digest = files.spool.receive((answer.position, site), frames, wire, size)
-        crossed = crossed.model_copy(update={"crossing": crossed.crossing.model_copy(update={"digest": digest})})
-        answer = answer.model_copy(update={"update": digest, "bytes": count})
-        self._note(parcel.run, site, True, "answered")
-        # Returning is the receipt, so the answer is durable first.
-        self._conductor.record(crossed, Answered(run=parcel.run, answer=answer), actor=site)
+        with self._room(parcel.run):
+            digest = files.spool.receive((answer.position, site), frames, wire, size)
+            crossed = crossed.model_copy(update={"crossing": crossed.crossing.model_copy(update={"digest": digest})})
+            answer = answer.model_copy(update={"update": digest, "bytes": count})
+            self._note(parcel.run, site, True, "answered")
+            # Returning is the receipt, so the answer is durable first.
+            self._conductor.record(crossed, Answered(run=parcel.run, answer=answer), actor=site)
+
+    @contextmanager
+    def _room(self, run: str) -> Iterator[None]:
+        """Where our disk has no room, the run shows it and the site tries again as after a lost link: nothing fails."""
+        try:
+            yield
+        except Unavailable as error:
+            if not isinstance(error, LinkLost):
+                self._conductor.trouble = str(error)
+                self.changed(run)
+            raise LinkLost(str(error)) from None
 
     # --- what sites fetch ---------------------------------------------------------------------------------------
 
@@ -269,11 +279,12 @@ class Desk:
         if parcel.digest is None:
             raise Invalid(f"{site}: what is fetched is named by its digest; give one")
         state = self._conductor.states.get(parcel.run)
-        if parcel.purpose == "code":
-            return self._code(site, parcel, state)
-        if state is None or site not in _sites(state) or state.over:
-            raise Denied(f"{site}: has no part in run {parcel.run!r}, so its weights are not given out to it")
-        return self._weights(site, parcel, state)
+        with self._room(parcel.run):
+            if parcel.purpose == "code":
+                return self._code(site, parcel, state)
+            if state is None or site not in _sites(state) or state.over:
+                raise Denied(f"{site}: has no part in run {parcel.run!r}, so its weights are not given out to it")
+            return self._weights(site, parcel, state)
 
     def _code(self, site: str, parcel: Parcel, state: State | None) -> tuple[Parcel, Iterator[FrameLike]]:
         assert parcel.digest is not None
@@ -296,9 +307,8 @@ class Desk:
             if state.plan is not None and state.plan.sync.wait.kind == "buffer":
                 # The version it was given is old already, and a buffer sends it no other by itself.
                 self._conductor.post(Joined(run=state.run, site=site), actor=site)
-            words = f"weights {parcel.digest[:19]}... are not the round's any more; its next assignment names others"
-            raise LinkLost(f"{site}: {words}")
-        vector = files.vector(weights, signature)
+            raise LinkLost(f"{site}: weights {parcel.digest[:19]}... are old; its next assignment names others")
+        vector = files.vector(weights, signature, files.get if state.weights else self._blobs.get)
         crossing = self._decided(state, site, "model", "in", vector.nbytes, digest=weights)
         self._conductor.record(crossing)
         return parcel.model_copy(update={"size": len(vector)}), encode(vector, ())

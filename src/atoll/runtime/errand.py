@@ -70,12 +70,13 @@ class Errand:
         self._over.set()
         self._inbox.put(None)
         group = self._group
-        if group is not None and self._busy.is_set():
+        ended = group is not None and self._busy.is_set()
+        if group is not None and ended:
             group.close()  # the order under way ends with Unavailable, which nobody is told any more
         self._thread.join(timeout=10)
-        if self._group is not None:
+        if self._group is not None and not ended:
             self._groups.give_back(self._key, self._group)
-            self._group = None
+        self._group = None
         if not keep:
             self._folder.remove()
 
@@ -84,12 +85,10 @@ class Errand:
             assign = self._newest()
             if assign is None:
                 return
-            self._busy.set()
             wait = _BACKOFF[0]
             while not self._try(assign) and self._inbox.empty():
                 self._over.wait(wait)
                 wait = min(2 * wait, _BACKOFF[1])
-            self._busy.clear()
 
     def _newest(self) -> Assign | None:
         assign = self._inbox.get()
@@ -140,13 +139,23 @@ class Errand:
         for attempt in range(_ATTEMPTS):
             group = self._open(a)
             try:
-                return group.order(order, timeout, lambda step: self._progress(a, "training", step, steps))
+                return self._give(group, order, timeout, lambda step: self._progress(a, "training", step, steps))
             except Unavailable:
                 self._group = None
                 group.close()
                 if self._over.is_set() or attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
+
+    def _give(self, group: Group, order: Order, timeout: float, on_step: Callable[[int], None] | None = None) -> Reply:
+        """Have the group do an order. Busy is only who is at one: whoever answered last stays warm for the next run."""
+        self._busy.set()
+        try:
+            if self._over.is_set():
+                raise Unavailable(f"run {self._run}: is over; submit the job again")
+            return group.order(order, timeout, on_step)
+        finally:
+            self._busy.clear()
 
     def _open(self, a: Assign) -> Group:
         """Return this run's group with the task imported and the dataset open, starting one when there is none."""
@@ -171,7 +180,7 @@ class Errand:
             statistics=a.statistics,
         )
         try:
-            self._group.order(opened, _SETUP)
+            self._give(self._group, opened, _SETUP)
         except Unavailable:
             self._group.close()
             self._group = None

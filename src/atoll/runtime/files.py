@@ -36,12 +36,13 @@ class RunFiles:
             self._newest = (digest, vector)
         return digest
 
-    def vector(self, digest: str, signature: Signature) -> np.ndarray:
-        """Return the flat weights; verified unless they are the very array put in last."""
+    def vector(self, digest: str, signature: Signature, read: Callable[[str], bytes] | None = None) -> np.ndarray:
+        """Return the flat weights; verified unless they are the very array put in last. By default ``read`` is `get`:
+        a run about a registered model has no weights of its own, and reads the registry's."""
         with self._turn:
             if self._newest is not None and self._newest[0] == digest:
                 return self._newest[1]
-        vector, _ = weights.load(self.get(digest), signature)
+        vector, _ = weights.load((read or self.get)(digest), signature)
         with self._turn:
             self._newest = (digest, vector)
         return vector

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from atoll.boundary.gate import Door, Gate, listen
 from atoll.errors import Invalid, NotFound, Unavailable
@@ -52,22 +52,29 @@ class Deployer(Protocol):
     def close(self) -> None: ...
 
 
-class Hub:
-    """One hub over ``home``/hub. Raises `Unavailable` when another process is the hub of this home."""
+def take(home: Path) -> IO[str]:
+    """Make this process the hub of ``home`` until the file is closed. Raises `Unavailable` when another one is."""
+    folder = home.absolute() / "hub"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise Unavailable(f"{folder}: cannot be used ({error.strerror}); choose another --home") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise Unavailable(f"{home.absolute()}: another process is its hub; use that one or end it") from None
+    return lock
 
-    def __init__(self, home: Path, deployer: Deployer, site_port: int = 0) -> None:
+
+class Hub:
+    """One hub over ``home``/hub, by the ``lock`` that its host took or one taken here. Raises as `take` does."""
+
+    def __init__(self, home: Path, deployer: Deployer, site_port: int = 0, lock: IO[str] | None = None) -> None:
         self.home = home.absolute()
         folder = self.home / "hub"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("w")
-        except OSError as error:
-            raise Unavailable(f"{folder}: cannot be used ({error.strerror}); choose another --home") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise Unavailable(f"{self.home}: another process is its hub; use that one or end it") from None
+        self._lock = lock or take(home)
         if not (folder / "policy.cedar").exists():
             (folder / "policy.cedar").write_text(HUB_POLICY, encoding="utf-8")
         self._policy = LivePolicy(folder / "policy.cedar", "hub")

@@ -67,6 +67,8 @@ class LocalGroup:
                             replies[key.data] = reply
                         elif on_step is not None and key.data == 0:
                             on_step(reply.progress)
+        if 0 not in replies:
+            raise Unavailable("worker: its group was ended before it replied; the run is over or starts another")
         failed = next((reply.failed for reply in replies.values() if reply.failed), None)
         if failed is not None:
             raise TaskFailed(failed)

@@ -2,11 +2,12 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from atoll.errors import AtollError, Invalid
+from atoll.errors import AtollError, Invalid, Unavailable
 from atoll.registry.blobs import Blobs
 from atoll.registry.models import Models
 from atoll.runtime.conductor import Conductor
@@ -22,6 +23,7 @@ from atoll.spec.message import Assign, Release, TaskName
 from atoll.spec.model import Lineage, Model, Signature, Source
 from atoll.spec.plan import Layout
 
+_RETRY = 1.0  # seconds until what a full disk prevented is tried again
 log = logging.getLogger(__name__)
 
 
@@ -50,9 +52,9 @@ class Performer:
             case AssignTo():
                 self.desk.send(command.site, self._assignment(state))
             case Merge():
-                self._later(state, lambda state: self._merge(state, command.answers))
+                self._later(state, lambda state: self._patiently(state, lambda: self._merge(state, command.answers)))
             case Publish():
-                self._later(state, self._publish)
+                self._later(state, lambda state: self._patiently(state, lambda: self._publish(state)))
             case Dismiss():
                 self._dismiss(state, command.words)
             case _:
@@ -74,6 +76,17 @@ class Performer:
             self.conductor.post(*events)
 
         self._pool.submit(do)
+
+    def _patiently(self, state: State, work: "Callable[[], list[Event]]") -> list[Event]:
+        """Do what needs only the hub's own disk. While that is full the run says so and waits; nothing is lost."""
+        while not (self.conductor.closing or self.conductor.states[state.run].over):
+            try:
+                return work()
+            except Unavailable as error:
+                self.conductor.trouble = str(error)
+                self.desk.changed(state.run)
+                time.sleep(_RETRY)
+        return []
 
     def _merge(self, state: State, answers: tuple[Answer, ...]) -> list[Event]:
         files = self.files(state.run)

@@ -1,0 +1,151 @@
+"""Laws of the inner plane: two local ranks compute what one does, with real worker processes."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from atoll.outer.wire import CHUNK
+from atoll.runtime.local import LocalExecutor
+from atoll.spec import message as orders
+from atoll.spec.job import Data, Optimiser
+from atoll.spec.message import TaskName
+from atoll.spec.plan import Layout, Sync
+
+TASK = """\
+import numpy as np
+import torch
+from torch import nn
+
+from atoll import Mean
+
+
+class Net:
+    def model(self):
+        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def examples(self, rows):
+        table = rows.table
+        x = np.stack([table[f"x{i}"].to_numpy() for i in range(5)], axis=1).astype(np.float32)
+        return {"x": x, "y": table["y"].to_numpy().astype(np.float32)}
+
+    def loss(self, model, batch):
+        return nn.functional.mse_loss(model(batch["x"])[:, 0], batch["y"])
+
+    def predict(self, model, batch):
+        return {"y": model(batch["x"])[:, 0]}
+
+    def metrics(self, model, batch):
+        error = (model(batch["x"])[:, 0] - batch["y"]).abs()
+        return {"error": Mean(error.sum().item(), len(error))}
+"""
+ROWS = 61  # odd, so that batches cross the border of an epoch
+
+
+def write_rows(path, rows, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 5))
+    columns = {f"x{i}": x[:, i] for i in range(5)}
+    pq.write_table(pa.table({**columns, "y": np.sin(x[:, 0]) + 0.3 * x[:, 1]}), path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inner")
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / "task.py").write_text(TASK)
+    write_rows(folder / "rows.parquet", ROWS, seed=1)
+    return folder
+
+
+class Ranks:
+    """A layout's worker processes with the task open, and the first weights."""
+
+    def __init__(self, folder, ranks):
+        self.folder = folder / f"ranks-{ranks}"
+        self.group = LocalExecutor().start(Layout(data=ranks), self.folder)
+        opened = orders.Open(
+            bundle=str(folder / "bundle"),
+            task=TaskName(file="task.py", name="Net"),
+            path=str(folder / "rows.parquet"),
+            format="parquet",
+            data=Data(dataset="rows", holdout=0.0),
+            seed=3,
+        )
+        self.group.order(opened, 120)
+        self.weights = str(self.folder / "initial.f32")
+        self.signature = self.group.order(orders.Initialise(seed=3, output=self.weights), 120).signature
+
+    def train(self, batch=16, steps=4, done=0, kind="adamw", **sync):
+        output = self.folder / "update.f32"
+        order = orders.Train(
+            seed=3,
+            weights=self.weights,
+            signature=self.signature,
+            output=str(output),
+            done=done,
+            steps=steps,
+            batch=batch,
+            optimiser=Optimiser(kind=kind, rate=0.01),
+            sync=Sync.model_validate({"period": steps, **sync}),
+        )
+        reply = self.group.order(order, 120)
+        return np.fromfile(output, np.float32), reply
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    ranks = Ranks(folder, 1)
+    yield ranks
+    ranks.group.close()
+
+
+@pytest.fixture(scope="module")
+def two(folder, one):  # after it: both start on few cores
+    ranks = Ranks(folder, 2)
+    yield ranks
+    ranks.group.close()
+
+
+def test_every_layout_begins_with_the_same_weights(one, two):
+    first = np.fromfile(one.weights, np.float32)
+    assert np.array_equal(first, np.fromfile(two.weights, np.float32))
+    assert 0 < first.size < CHUNK
+    assert np.ptp(first) > 0
+
+
+@pytest.mark.parametrize("batch", [16, 7, 3])  # 7 and 3 give the ranks unequal shares
+def test_two_ranks_equal_one_process_over_four_adamw_steps(one, two, batch):
+    alone, said = one.train(batch)
+    together, also = two.train(batch)
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+    assert np.abs(alone).max() > 1e-3
+    assert (said.examples, also.examples) == (4 * batch, 4 * batch)
+    assert also.loss == pytest.approx(said.loss, abs=1e-6)
+
+
+def test_two_ranks_equal_one_process_across_the_border_of_an_epoch(one, two):
+    alone, _ = one.train(batch=15, done=2)  # examples 30 to 90 of 61
+    together, _ = two.train(batch=15, done=2)
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+
+
+def test_two_ranks_sum_the_gradient_that_one_process_has(one, two):
+    alone, _ = one.train(batch=9, exchange="gradient")
+    together, _ = two.train(batch=9, exchange="gradient")
+    np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("which", ["one", "two"])
+def test_a_round_done_again_gives_the_same_bits(request, which):
+    ranks = request.getfixturevalue(which)
+    first, _ = ranks.train()
+    assert np.array_equal(ranks.train()[0], first)
+
+
+def test_a_batch_too_small_for_its_ranks_is_told_and_the_workers_stay_fit(two):
+    from atoll.errors import TaskFailed
+
+    with pytest.raises(TaskFailed, match="batch: 1 examples cannot be shared by 2 ranks"):
+        two.train(batch=1)
+    assert two.train(batch=2)[1].examples == 8

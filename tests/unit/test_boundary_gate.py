@@ -1,0 +1,158 @@
+"""The gate: a crossing is decided and journalled before a byte of it moves, and what is denied carries nothing."""
+
+import pytest
+
+from atoll.boundary.channel import Frame
+from atoll.boundary.gate import Gate, SiteGate
+from atoll.errors import Denied, LinkLost, Unavailable
+from atoll.policy.defaults import SITE_POLICY
+from atoll.policy.rules import Rules
+from atoll.spec.event import Answer, Crossed, Decided
+from atoll.spec.fleet import Dataset
+from atoll.spec.message import Done, Parcel
+from atoll.spec.policy import Crossing, Policy, Request
+
+DATASET = Dataset(name="rows", rows=50, fingerprint="sha256:" + 64 * "0", purposes=("care",), min_group=10)
+PARCEL = Parcel(run="run", purpose="update", size=1)
+FETCH = Parcel(run="run", purpose="weights", size=1, digest="sha256:" + 64 * "1")
+DONE = Done(run="run", answer=Answer(site="lyon", position=0, epoch=0))
+
+
+class Hub:
+    """A desk that notes what reaches it, into the same list as the journal does."""
+
+    def __init__(self, happened):
+        self.happened = happened
+
+    def opened(self, site, send):
+        pass
+
+    def closed(self, site, send, words):
+        pass
+
+    def heard(self, site, message):
+        self.happened.append(message.kind)
+
+    def take(self, site, parcel, frames):
+        for frame in frames:
+            self.happened.append(f"frame {frame.offset}")
+
+    def give(self, site, parcel):
+        self.happened.append(f"gave {parcel.purpose}")
+        return parcel, iter([Frame(0, parcel.size, bytes(parcel.size))])
+
+
+class Door:
+    def __init__(self, policy=SITE_POLICY):
+        self.happened, self.policy, self.full = [], policy, False
+        self.gate = SiteGate("lyon", lambda: Rules(Policy(party="lyon", text=self.policy)), self.record)
+        self.gate.attach(Hub(self.happened))
+
+    def record(self, *events):
+        if self.full:
+            raise Unavailable("journal: no space left on its disk")
+        self.happened += events
+
+
+def crossing(kind="update", direction="out", purpose="care", rows=20):
+    known = {"kind": kind, "direction": direction, "site": "lyon", "run": "run", "dataset": "rows", "purpose": purpose}
+    crossed = Crossing.model_validate({**known, "rows": rows, "bytes": 4})
+    return Request(action="cross", site="lyon", dataset=DATASET, purpose=purpose, job_kind="train", crossing=crossed)
+
+
+def frames(happened, count=2):
+    for number in range(count):
+        happened.append(f"made {number}")
+        yield Frame(number, 1, b"1234")
+
+
+CROSSINGS = {
+    "tensors out": lambda door, request: door.gate.send(PARCEL, frames(door.happened), request),
+    "tensors in": lambda door, request: door.gate.fetch(FETCH, request),
+    "a message": lambda door, request: door.gate.say(DONE, request),
+}
+
+
+def test_what_is_allowed_is_journalled_before_the_first_frame_is_even_made():
+    door = Door()
+    door.gate.send(PARCEL, frames(door.happened), crossing())
+    first, *rest = door.happened
+    assert isinstance(first, Crossed)
+    assert (first.crossing.kind, first.crossing.bytes, first.decision.allowed) == ("update", 4, True)
+    assert rest == ["made 0", "frame 0", "made 1", "frame 1"]
+
+
+@pytest.mark.parametrize("what", CROSSINGS)
+def test_what_is_denied_is_journalled_with_its_reason_and_carries_nothing(what):
+    door = Door()
+    with pytest.raises(Denied, match="marketing"):
+        CROSSINGS[what](door, crossing(direction="in" if what == "tensors in" else "out", purpose="marketing"))
+    [entry] = door.happened
+    assert isinstance(entry, Crossed)
+    assert not entry.decision.allowed
+    assert "marketing" in str(entry.decision)
+
+
+@pytest.mark.parametrize("what", CROSSINGS)
+def test_what_cannot_be_journalled_does_not_cross(what):
+    door = Door()
+    door.full = True
+    with pytest.raises(Unavailable, match="no space left"):
+        CROSSINGS[what](door, crossing())
+    assert door.happened == []
+
+
+def test_rows_never_leave_and_small_groups_do_not():
+    door = Door()
+    for request in (crossing("data"), crossing("query", rows=9), crossing("prediction"), crossing("log")):
+        with pytest.raises(Denied):
+            door.gate.send(PARCEL, frames(door.happened), request)
+    assert [entry.decision.allowed for entry in door.happened] == [False] * 4
+    door.gate.say(DONE, crossing("query", rows=10))
+    assert door.happened[-1] == "done"
+
+
+def test_edited_rules_hold_from_the_next_crossing_on():
+    door = Door()
+    door.gate.say(DONE, crossing())
+    door.policy += '@id("lyon.none")\nforbid (principal, action == Action::"cross", resource);\n'
+    with pytest.raises(Denied):
+        door.gate.say(DONE, crossing())
+    assert [entry.decision.allowed for entry in door.happened if isinstance(entry, Crossed)] == [True, False]
+
+
+def test_a_message_without_data_needs_no_crossing():
+    door = Door()
+    door.gate.say(DONE)
+    assert door.happened == ["done"]
+
+
+def test_measuring_the_link_crosses_nothing():
+    door = Door()
+    link = door.gate.measure()
+    assert (link.site, door.happened) == ("lyon", ["gave probe"] * 3)
+
+
+@pytest.mark.parametrize("what", CROSSINGS)
+def test_without_a_session_nothing_can_cross(what):
+    door = Door()
+    door.gate.hang_up()
+    with pytest.raises(LinkLost, match="there is no session"):
+        CROSSINGS[what](door, crossing(direction="in" if what == "tensors in" else "out", kind="model"))
+    assert all(isinstance(entry, Crossed) for entry in door.happened)
+
+
+def test_a_point_that_is_no_crossing_is_journalled_too_whichever_way_it_is_decided():
+    happened = []
+    rules = Rules(Policy(party="lyon", text=SITE_POLICY))
+    gate = Gate("lyon", lambda: rules, lambda *events: happened.extend(events))
+    opened = Request(action="open", site="lyon", dataset=DATASET, purpose="care", job_kind="train")
+    assert gate.ask(opened, "lyon/rows").allowed
+    with pytest.raises(Denied):
+        gate.ask(opened.model_copy(update={"purpose": "marketing"}), "lyon/rows")
+    assert [(type(entry), entry.subject, entry.decision.allowed) for entry in happened] == [
+        (Decided, "lyon/rows", True),
+        (Decided, "lyon/rows", False),
+    ]
+    assert gate.decide(opened).allowed
+    assert len(happened) == 2  # planning asks many questions of which few come true

@@ -1,0 +1,237 @@
+"""The hub's desk before strangers and liars: a site speaks for itself, for its own runs, and only while it is asked."""
+
+import numpy as np
+import pytest
+
+from atoll.errors import AtollError, Denied, Invalid, LinkLost, NotFound, Unavailable
+from atoll.outer.wire import encode
+from atoll.policy.defaults import HUB_POLICY
+from atoll.runtime.machine import AssignTo, Merge
+from atoll.spec.event import Answer, Crossed, Restarted
+from atoll.spec.message import Assign, Done, Failure, Parcel, Refusal
+from atoll.spec.plan import Sync
+from tests.unit.houses import JOB, SIGNATURE, House, vector
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = House(tmp_path)
+    made.connect("ada", "bob", "mallory")
+    yield made
+    made.close()
+
+
+def untouched(frames):
+    for _ in frames:
+        raise AssertionError("a byte was taken")
+    yield
+
+
+# --- what sites bring
+
+
+def test_an_update_is_stored_journalled_and_counted_before_its_receipt(house):
+    house.run()
+    house.bring("ada", house.parcel("run", "ada", examples=30))
+    [kept] = house.conductor.states["run"].arrived
+    assert (kept.site, kept.examples, kept.bytes) == ("ada", 30, 32)
+    assert house.files("run").spool.holds((kept.position, "ada"), kept.update)
+    crossing = house.crossings()[-1].crossing
+    assert (crossing.kind, crossing.site, crossing.bytes, crossing.digest) == ("update", "ada", 32, kept.update)
+
+
+def test_an_update_that_comes_again_gets_a_receipt_and_counts_once(house):
+    house.run()
+    parcel = house.parcel("run", "ada")
+    house.bring("ada", parcel)
+    house.desk.take("ada", parcel, untouched([1]))
+    assert len(house.conductor.states["run"].arrived) == 1
+
+
+def test_an_update_of_an_epoch_or_a_stage_that_is_over_is_not_taken_and_fails_nothing(house):
+    house.run()
+    early = house.parcel("run", "ada", position=0)
+    house.conductor.record(Restarted(run="run"))
+    stale = house.parcel("run", "ada", epoch=0)
+    for parcel in (early, stale):
+        house.desk.take("ada", parcel, untouched([1]))
+    state = house.conductor.states["run"]
+    assert (state.phase, state.arrived) == ("running", ())
+
+
+def test_nobody_answers_for_another_for_an_unknown_run_or_with_another_parcel(house):
+    house.run()
+    with pytest.raises(Denied, match="mallory: answers for 'ada'"):
+        house.desk.take("mallory", house.parcel("run", "ada"), untouched([1]))
+    with pytest.raises(Denied, match="mallory: answers for 'ada'"):
+        house.desk.heard("mallory", Done(run="run", answer=house.answer("run", "ada")))
+    unknown = house.parcel("run", "ada").model_copy(update={"run": "other"})
+    with pytest.raises(NotFound, match="there is no run 'other'"):
+        house.desk.take("ada", unknown, untouched([1]))
+    for parcel in (Parcel(run="run", purpose="update", size=8), Parcel(run="run", purpose="code", size=8)):
+        with pytest.raises(Invalid, match="is an update with its answer"):
+            house.desk.take("ada", parcel, untouched([1]))
+    house.desk.take("mallory", house.parcel("run", "mallory"), untouched([1]))  # has no part in it
+    assert house.conductor.states["run"].arrived == ()
+
+
+@pytest.mark.parametrize("change", [{"size": 9}, {"size": 1 << 40}, {"size": 0}, {"wire": ("int8",)}])
+def test_an_update_of_another_size_or_wire_than_the_plans_is_refused_unread(house, change):
+    house.run()
+    parcel = house.parcel("run", "ada").model_copy(update=change)
+    with pytest.raises(Invalid, match="where the plan has 8"):
+        house.desk.take("ada", parcel, untouched([1]))
+
+
+def test_an_update_that_breaks_half_way_counts_for_nothing(house):
+    def breaking():
+        raise LinkLost("the stream broke off")
+        yield
+
+    house.run()
+    with pytest.raises(LinkLost):
+        house.desk.take("ada", house.parcel("run", "ada"), breaking())
+    spoiled = vector()
+    spoiled[3] = np.inf
+    frames = [type(frame)(frame.offset, frame.length, spoiled.tobytes()) for frame in encode(vector(), ())]
+    with pytest.raises(Invalid, match="not finite"):
+        house.desk.take("ada", house.parcel("run", "ada"), iter(frames))
+    assert house.conductor.states["run"].arrived == ()
+    house.bring("ada", house.parcel("run", "ada"))
+    assert len(house.conductor.states["run"].arrived) == 1
+
+
+def test_all_updates_of_a_round_are_merged_together(house):
+    house.run()
+    for site in ("bob", "ada"):
+        house.bring(site, house.parcel("run", site))
+    house.settled()
+    [*_, last] = [command for command in house.performed if isinstance(command, Merge)]
+    assert [answer.site for answer in last.answers] == ["ada", "bob"]
+
+
+def test_a_site_without_a_part_in_a_run_can_neither_refuse_nor_break_it(house):
+    house.run()
+    house.desk.heard("mallory", Refusal(run="run", words="no"))
+    house.desk.heard("mallory", Failure(run="run", position=1, words="broken"))
+    house.desk.heard("mallory", Failure(run="no-such-run", position=1, words="broken"))
+    house.settled()
+    assert house.conductor.states["run"].phase == "running"
+    house.desk.heard("bob", Failure(run="run", position=1, words="loss is nan", error="TaskFailed"))
+    house.settled()
+    state = house.conductor.states["run"]
+    assert (state.words, state.error) == ("bob: loss is nan", "TaskFailed")
+
+
+# --- what sites fetch
+
+
+def fetch(run, purpose, digest):
+    return Parcel(run=run, purpose=purpose, size=0, digest=digest)
+
+
+def test_weights_go_to_the_runs_sites_and_to_nobody_else(house):
+    digest = house.run()
+    header, frames = house.desk.give("bob", fetch("run", "weights", digest))
+    assert header.size == 8
+    assert b"".join(bytes(frame.data) for frame in frames) == vector().tobytes()
+    for site, run in (("mallory", "run"), ("ada", "no-such-run")):
+        with pytest.raises(Denied, match=f"{site}: has no part in run '{run}'"):
+            house.desk.give(site, fetch(run, "weights", digest))
+
+
+def test_weights_of_another_run_are_not_given_under_ones_own(house):
+    secret = house.run("other", sites=("bob",))
+    assert house.desk.give("bob", fetch("other", "weights", secret))
+    house.bring("bob", house.parcel("other", "bob"))
+    secret = house.merge("other", house.files("other").put_weights(vector(seed=9), SIGNATURE))
+    house.run("run", sites=("ada",))
+    with pytest.raises(LinkLost, match="its next assignment names others"):
+        house.desk.give("ada", fetch("run", "weights", secret))
+
+
+def test_who_asks_a_buffer_for_an_old_version_is_assigned_the_new_one(house):
+    old = house.run(wait={"kind": "buffer", "count": 1})
+    house.bring("ada", house.parcel("run", "ada"))
+    house.merge("run", house.files("run").put_weights(vector(seed=2), SIGNATURE))
+    house.settled()
+    house.performed.clear()
+    with pytest.raises(LinkLost, match="its next assignment names others"):
+        house.desk.give("bob", fetch("run", "weights", old))
+    house.settled()
+    assert house.performed == [AssignTo("bob")]
+
+
+def test_code_goes_to_those_who_were_given_work_with_it(house):
+    house.run()
+    code = house.conductor.states["run"].code
+    _, frames = house.desk.give("bob", fetch("run", "code", code))
+    assert b"".join(frame.data for frame in frames) == b"code of run"
+    other = house.blobs.put(b"code of somebody else")
+    for site, digest in (("mallory", code), ("bob", other)):
+        with pytest.raises(Denied, match="belongs to no work that it was given"):
+            house.desk.give(site, fetch("run", "code", digest))
+
+
+def test_a_probe_opens_its_own_code_only_and_only_while_it_lasts(house):
+    code, other = house.blobs.put(b"probed"), house.blobs.put(b"other")
+    house.desk.expect_probe("plan-1", "mallory", code)
+    assert house.desk.give("mallory", fetch("plan-1", "code", code))
+    for site, digest in (("mallory", other), ("ada", code)):
+        with pytest.raises(Denied):
+            house.desk.give(site, fetch("plan-1", "code", digest))
+    house.desk.abandon("the plan is made", run="plan-1")
+    with pytest.raises(Denied):
+        house.desk.give("mallory", fetch("plan-1", "code", code))
+
+
+def test_what_is_fetched_is_named_by_its_digest_and_a_probe_is_bounded(house):
+    with pytest.raises(Invalid, match="named by its digest"):
+        house.desk.give("ada", Parcel(run="run", purpose="weights", size=0))
+    _, frames = house.desk.give("ada", Parcel(run="probe", purpose="probe", size=1 << 50))
+    assert sum(len(frame.data) for frame in frames) == 8 << 20
+
+
+# --- probes, and the hub's own rules
+
+
+def test_a_probe_ends_with_its_answer_its_refusal_its_failure_or_its_site(house):
+    def probe():
+        return house.desk.expect_probe("plan-1", "bob", None)
+
+    answer = Answer(site="bob", position=0, epoch=0)
+    waiting = probe()
+    house.desk.heard("bob", Done(run="plan-1", answer=answer))
+    assert waiting.result(0) == answer
+    waiting = probe()
+    house.desk.heard("bob", Refusal(run="plan-1", words="bob refuses"))
+    assert isinstance(waiting.exception(0), Denied)
+    waiting = probe()
+    house.desk.heard("bob", Failure(run="plan-1", position=0, words="no torch", error="TaskFailed"))
+    assert isinstance(waiting.exception(0), AtollError)
+    waiting = probe()
+    house.desk.closed("bob", house.sent["bob"].append, "killed")
+    assert isinstance(waiting.exception(0), Unavailable)
+
+
+def test_a_crossing_that_the_hubs_rules_forbid_is_journalled_and_takes_no_byte(tmp_path):
+    forbid = 'forbid (principal, action == Action::"cross", resource) when { context.kind == "update" };'
+    house = House(tmp_path, HUB_POLICY + f'\n@id("hub.none")\n@reason("no updates today")\n{forbid}\n')
+    house.connect("ada", "bob")
+    house.run()
+    with pytest.raises(Denied, match="no updates today"):
+        house.desk.take("ada", house.parcel("run", "ada"), untouched([1]))
+    refused = house.crossings()[-1]
+    assert isinstance(refused, Crossed)
+    assert (refused.crossing.site, refused.decision.allowed) == ("ada", False)
+    assert house.conductor.states["run"].arrived == ()
+    house.close()
+
+
+def test_an_assignment_to_a_site_that_is_away_is_no_error(house):
+    house.desk.closed("bob", house.sent["bob"].append, "killed")
+    assign = Assign(run="run", epoch=0, position=0, work="train", job=JOB, sync=Sync())
+    house.desk.send("bob", assign)
+    house.desk.send("ada", assign)
+    assert assign not in house.sent["bob"]
+    assert house.sent["ada"][-1] == assign
