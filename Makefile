@@ -16,6 +16,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export XDG_CACHE_HOME := $(ROOT)/.venv/cache
+# Compiled modules are kept beside the sources, in this clone: without them every process compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PYTEST_DEBUG_TEMPROOT := $(ROOT)/.venv/tmp
 
 # The first Python of at least 3.11 that can make a virtual environment.
@@ -39,7 +41,7 @@ endef
 help:
 	@echo "make demo       set up .venv and run four hospitals from job to answering model"
 	@echo "make test       set up .venv and run every check: format, lint, types, imports, tests"
-	@echo "make test-slow  the heavier tests"
+	@echo "make test-slow  every test, with 1,000 new examples of each property"
 	@echo "make bench      every benchmark, short; BENCH= for the full runs"
 	@echo "make clean      remove .venv, .atoll and all caches"
 
@@ -66,7 +68,7 @@ test: .venv/.installed
 	@$(BIN)/pytest -q -m 'not slow'
 
 test-slow: .venv/.installed
-	@$(BIN)/pytest -q -m slow
+	@HYPOTHESIS_PROFILE=new $(BIN)/pytest -q
 
 BENCH ?= --quick
 bench: .venv/.installed
