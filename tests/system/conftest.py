@@ -109,7 +109,6 @@ class Home:
     """A folder with a hub's state, sites, a job document and a task, and all that runs over it."""
 
     path: Path
-    port: int = 0
     started: list[Started] = field(default_factory=list)
 
     # --- the command line
@@ -143,8 +142,8 @@ class Home:
         """Return what `atoll WORDS --json` prints."""
         return json.loads(self.atoll(*words, "--json"))
 
-    def site(self, name: str, *, slow: float = 0.0, rows: int = 60, min_group: int = 5) -> Path:
-        """Make a site with a dataset `patients`; all its randomness is in its name. Returns the site's folder."""
+    def data(self, name: str, *, slow: float = 0.0, rows: int = 60) -> Path:
+        """Write the patients of a site; all their randomness is in its name."""
         chance = random.Random(name)
         ages, doses = ([chance.uniform(low, high) for _ in range(rows)] for low, high in ((30, 80), (0, 1)))
         table = {
@@ -154,13 +153,16 @@ class Home:
             "slow": [slow] * rows,
             "ill": [int(a + 30 * d + chance.gauss(0, 5) > 70) for a, d in zip(ages, doses, strict=True)],
         }
-        file = self.path / "data" / name / "patients.parquet"
+        file = self.path / "data" / f"{name}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(table), file)
+        return file
+
+    def site(self, name: str, *, slow: float = 0.0, rows: int = 60) -> None:
+        """Make a site with a dataset `patients`."""
         folder = self.path / "sites" / name
         create(folder, Site(name=name), SITE_POLICY)
-        Catalogue(folder).add("patients", file, (PURPOSE,), min_group)
-        return folder
+        Catalogue(folder).add("patients", self.data(name, slow=slow, rows=rows), (PURPOSE,), 5)
 
     def job(self, name: str = "risk", task: str = TASK, **changes: Any) -> str:
         """Write a training job and its task; `changes` are fields of the document, by their path with __ between."""
@@ -251,9 +253,11 @@ class Home:
         return eventually(lambda: not self.pids(), seconds)
 
     def close(self) -> None:
+        """End what a failed test left running; whoever does not end in time, or stands still, is killed."""
         for command in self.started:
             if command.process.poll() is None:
-                command.end()
+                command.process.terminate()
+        self.empty(10)
         for pid in self.pids():
             os.kill(pid, signal.SIGKILL)
         for command in self.started:

@@ -22,19 +22,15 @@ def place(make_home, tmp_path_factory):
     """A hub that runs, with two sites made by the command line, and one trained model, risk@1."""
     home = make_home(tmp_path_factory.mktemp("deploy"))
     for name, rows in (("berlin", 60), ("oslo", 90)):
-        folder = home.site(name, rows=rows)  # its data are laid by this; the site is made anew by a person's commands
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
         home.atoll("site", "add", name, "--owner", f"{name} hospital")
-        data = ("data", "add", "patients", str(home.path / "data" / name / "patients.parquet"), "--site", name)
+        data = ("data", "add", "patients", str(home.data(name, rows=rows)), "--site", name)
         home.atoll(*data, "--purpose", PURPOSE, "--min-group", "5")
     hub = home.start("hub", "start")
     home.seen("site.connected", 2)
     view = home.asked("run", home.job())
     assert view["result"]["model"] == "risk@1"
     yield home
-    assert hub.end() == 128 + signal.SIGTERM
+    hub.end()
     assert home.empty()
 
 
@@ -72,19 +68,6 @@ def test_a_port_in_use_is_told(place):
         assert f"port: {port} cannot be had (Address already in use)" in said
 
 
-def test_a_deployment_of_one_command_is_the_server_until_ctrl_c(place, make_home, tmp_path, eventually):
-    alone = make_home(tmp_path / "alone")
-    alone.site("berlin")
-    alone.asked("run", alone.job())
-    command = alone.start("deploy", "risk@1", "--json")
-    assert eventually(lambda: "until Ctrl-C" in command.said), command.said
-    view = json.loads(command.out.read_text())
-    assert httpx.get(f"{view['url']}/health", trust_env=False).status_code == 200
-    assert command.end(signal.SIGINT) == 0
-    assert "Traceback" not in command.said
-    assert alone.empty()
-
-
 def test_a_model_shows_its_lineage(place):
     (model,) = place.asked("models")["models"]
     tree = place.asked("models", "show", "risk@1")
@@ -109,7 +92,7 @@ def test_a_query_over_two_sites_equals_the_pooled_answer_without_small_groups(pl
     sql = "SELECT sex, count(*) AS n, avg(age) AS mean, min(dose) AS low, max(dose) AS high, var_samp(age) AS spread "
     sql += "FROM patients GROUP BY sex ORDER BY sex"
     view = place.asked("query", sql, "--purpose", PURPOSE)
-    files = [str(place.path / "data" / name / "patients.parquet") for name in ("berlin", "oslo")]
+    files = [str(place.path / "data" / f"{name}.parquet") for name in ("berlin", "oslo")]
     with duckdb.connect() as engine:
         pooled = engine.execute(sql.replace("patients", f"read_parquet({files})")).fetchall()
     assert [row[0] for row in pooled] == ["f", "m", "x"]  # x is one patient at each site: no site tells of it
@@ -141,3 +124,14 @@ def test_a_registered_model_is_evaluated_where_the_data_lie(place):
     view = place.asked("run", job)
     assert view["result"]["metrics"] == model["metrics"]
     assert set(view["result"]["by_site"]) == {"berlin", "oslo"}
+
+
+def test_without_a_hub_the_command_deploy_is_the_server_until_ctrl_c(place, eventually):
+    assert place.started[4].end() == 128 + signal.SIGTERM  # `hub start`, after the commands that made two sites
+    command = place.start("deploy", "risk@1", "--json")
+    assert eventually(lambda: "until Ctrl-C" in command.said), command.said
+    view = json.loads(command.out.read_text())
+    assert httpx.get(f"{view['url']}/health", trust_env=False).status_code == 200
+    assert command.end(signal.SIGINT) == 0
+    assert "Traceback" not in command.said
+    assert place.empty()

@@ -97,10 +97,10 @@ def test_a_hub_killed_in_every_phase_ends_with_the_weights_of_an_undisturbed_run
 
 def test_a_hub_killed_at_random_instants_restores_the_outer_optimiser(place, undisturbed):
     chance = random.Random(2025)
-    hub = place.start("run", place.job(**OUTER_ADAM, task__params={"pause": 0.2}))
+    hub = place.start("run", place.job(**OUTER_ADAM, task__params={"pause": 0.1}))
     run = place.seen("run.submitted")[0].event.run
     for _ in range(3):
-        time.sleep(chance.uniform(0.0, 5.0))
+        time.sleep(chance.uniform(0.0, 4.0))
         hub.kill()
         hub = place.start("resume", "--json")
     assert hub.process.wait(90) == 0, hub.said
