@@ -46,6 +46,8 @@ def test_a_hub_word_from_a_site_is_invalid(house):
 def test_a_session_that_ends_after_a_newer_one_began_takes_nobody_away(house):
     old, new = house.sent["ada"].append, [].append
     house.desk.opened("ada", new)
+    assert not house.desk.here("ada")  # until it says hello, and is given its work anew
+    house.desk.heard("ada", Hello(site=Site(name="ada")))
     house.desk.closed("ada", old, "late")
     assert house.desk.here("ada")
     house.desk.closed("ada", new, "gone")

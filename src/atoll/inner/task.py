@@ -44,14 +44,14 @@ def load_task(bundle: Path, task: TaskName, needs: Sequence[str] = ("model", "ex
     return made
 
 
-def task_failure(error: BaseException, bundle: Path, doing: str) -> AtollError:
+def task_failure(error: BaseException, bundle: Path, doing: str, quoted: bool = True) -> AtollError:
     """Turn what the user's code raised into one sentence with the last line of the bundle it passed through.
 
     Reads like ``task.py: line 12: NameError: name 'torhc' is not defined``; an `AtollError` is returned as it is.
     """
     if isinstance(error, AtollError):
         return error
-    words = " ".join(str(error).split())
+    words = " ".join(str(error).split()) if quoted else "its words stay in the log of this site's worker"
     if isinstance(error, SyntaxError):
         place, words = f"{Path(error.filename or doing).name}: line {error.lineno}", error.msg
     else:

@@ -16,6 +16,7 @@ from atoll.boundary.gate import Gate
 from atoll.errors import AtollError, Denied, Invalid, LinkLost, NotFound, Unavailable, named
 from atoll.outer.wire import encode, encoded_bytes
 from atoll.registry.blobs import Blobs
+from atoll.runtime.brought import expected, late, own, smallest
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.files import RunFiles
 from atoll.runtime.machine import State, expects
@@ -29,7 +30,6 @@ from atoll.spec.run import SiteProgress
 
 _PROBE_LIMIT = 8 << 20  # bytes that a link probe may ask for
 _PIECE = 1 << 20
-_MODEL_LIMIT = 1 << 33  # elements of a model: 32 GiB in float32
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +72,8 @@ class Desk:
 
     def opened(self, site: str, send: Send) -> None:
         with self._turn:
+            if site in self._sessions:  # not known to be dead yet: its work is given to this one
+                self._present.pop(site, None)
             self._sessions[site] = send
         send(Welcome(heartbeat=HEARTBEAT))
 
@@ -116,7 +118,7 @@ class Desk:
             case Decisions():
                 waiting = self._asked.pop((message.number, site), None)
                 if waiting is not None:
-                    waiting.set_result(message.decisions)
+                    waiting.set_result(tuple(own(site, decision) for decision in message.decisions))
             case Progress():
                 if self._takes_part(site, message.run):
                     self._note(message.run, site, True, message.state, message.step, message.steps)
@@ -137,7 +139,7 @@ class Desk:
 
     def _told(self, site: str, event: Refused | Broken) -> None:
         """Take a site's word on a run that it has a part in; on another it has no say."""
-        if self._takes_part(site, event.run):
+        if self._takes_part(site, event.run) and event.run in self._conductor.here:
             self._conductor.post(event, actor=site)
         else:
             log.warning("%s speaks of run %s, in which it has no part", site, event.run)
@@ -145,7 +147,8 @@ class Desk:
     def _hello(self, site: str, message: Hello) -> None:
         if message.site.name != site:
             raise Denied(f"{site}: says it is {message.site.name!r}; a site speaks for itself only")
-        link = message.link or self._present.get(site, (message.site, Link(site=site)))[1]
+        link = message.link and message.link.model_copy(update={"site": site})
+        link = link or self._present.get(site, (message.site, Link(site=site)))[1]
         new = site not in self._present
         self._present[site] = self._known[site] = (message.site, link)
         joined = [Joined(run=state.run, site=site) for state in self._active(site)] if new else []
@@ -219,12 +222,22 @@ class Desk:
             probe.set_result(answer)
             return
         state = self._state(site, message.run, answer)
+        if message.run not in self._conductor.here:
+            log.info("%s answers for run %s, which waits to be resumed", site, message.run)
+            return
+        if answer.profile is not None or state.work in ("initialise", "train"):
+            log.info("%s: sent a probe's answer or no tensors where stage '%s' has others", site, state.work)
+            return
         if not expects(state, answer):
-            log.info("%s", _late(state, answer))
+            log.info("%s", late(state, answer))
             return
         kind: CrossingKind = "query" if state.work in ("measure", "query") else "metric"
         size = len(message.model_dump_json())
-        crossing = self._decided(state, site, kind, "out", size, rows=_smallest(answer))
+        try:
+            crossing = self._decided(state, site, kind, "out", size, rows=smallest(answer))
+        except Denied as error:  # by the hub's own rules: the run ends in their words, and the session goes on
+            self._conductor.post(Refused(run=message.run, site=site, words=str(error)), actor=site)
+            return
         self._note(message.run, site, True, "answered")
         self._conductor.post(crossing, Answered(run=message.run, answer=answer), actor=site)
 
@@ -241,12 +254,14 @@ class Desk:
             raise Invalid(f"{site}: a parcel that is brought is an update with its answer; this is {parcel.purpose!r}")
         answer = parcel.answer
         state = self._state(site, parcel.run, answer)
+        if parcel.run not in self._conductor.here:
+            raise LinkLost(f"{site}: run {parcel.run} waits to be resumed; its next assignment asks for this again")
         if not expects(state, answer):
             # Sent again because its receipt was lost, or for a round that went on without it. A receipt tells the site
             # that nobody waits for it; an error would fail the run.
-            log.info("%s", _late(state, answer))
+            log.info("%s", late(state, answer))
             return
-        wire, size = _expected(state, answer, parcel)
+        wire, size = expected(state, answer, parcel)
         files = self._files(parcel.run)
         count = encoded_bytes(size, wire)
         kind: CrossingKind = "model" if state.work == "initialise" else "update"
@@ -362,37 +377,6 @@ def _sites(state: State) -> tuple[str, ...]:
     if state.plan is None:
         return ()
     return tuple(dict.fromkeys((*state.plan.sites, *state.plan.evaluators)))
-
-
-def _expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[str, ...], int]:
-    """Return the wire and the size that an update must have, by the hub's own state and not by what it says."""
-    if state.work == "initialise":
-        size = sum(spec.size for spec in answer.signature)
-        if not 0 < size <= _MODEL_LIMIT or size != parcel.size:
-            raise Invalid(f"{answer.site}: first weights of {parcel.size} elements where the signature has {size}")
-        return (), size
-    if state.work != "train" or state.plan is None:
-        raise Invalid(f"{answer.site}: stage '{state.work}' takes no update")
-    wire = tuple(transform.kind for transform in state.plan.sync.wire)
-    size = sum(spec.size for spec in state.signature)
-    if (parcel.wire, parcel.size) != (wire, size):
-        raise Invalid(
-            f"{answer.site}: an update of {parcel.size} elements as {list(parcel.wire)} "
-            f"where the plan has {size} as {list(wire)}"
-        )
-    return wire, size
-
-
-def _late(state: State, answer: Answer) -> str:
-    return (
-        f"{answer.site}: an answer to stage {answer.position} of epoch {answer.epoch} came too late or twice; "
-        f"run {state.run} is at stage {state.position} of epoch {state.epoch}"
-    )
-
-
-def _smallest(answer: Answer) -> int:
-    rows = [group.rows for group in answer.groups] + [sums.count for sums in answer.sums.values() if sums.count]
-    return min(rows, default=answer.examples)
 
 
 def _closed(site: str, token: str, secret: str) -> None:

@@ -59,7 +59,7 @@ class Embedded:
         self._desk.trust(name, sha256(secret.encode()))
         with (home / "agent.log").open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "atoll.runtime.site", str(home)],
+                [sys.executable, "-P", "-m", "atoll.runtime.site", str(home)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -175,6 +175,7 @@ class Errand:
             task=a.task,
             path=str(entry.path),
             format=entry.format,
+            fingerprint=entry.dataset.fingerprint,
             data=a.job.data,
             seed=0 if isinstance(a.job, PredictJob) else a.job.seed,
             statistics=a.statistics,

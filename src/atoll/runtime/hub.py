@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import secrets
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -86,9 +87,8 @@ class Hub:
         self._desk = Desk(self._gate, self._conductor, self._blobs, self._performer.files)
         self._desk.model_of = self._performer.model_of
         self._desk.changed = self._views.changed
-        self._desk.enrolled = lambda site, token, secret: self._conductor.record(
-            self._roster.enrolment(site, token, secret), actor=site
-        )
+        self._once = threading.Lock()
+        self._desk.enrolled = self._enrol
         self._performer.conductor, self._performer.desk = self._conductor, self._desk
         self._deployer = deployer
         self._conductor.start()
@@ -97,6 +97,10 @@ class Hub:
         self._server = self._listen(site_port, self._roster.port(folder))
         (folder / "site-port").write_text(str(self._server.port))
         self._embedded = Embedded(self.home, self._desk)
+
+    def _enrol(self, site: str, token: str, secret: str) -> None:
+        with self._once:  # a token is good once, also for two who bring it at the same time
+            self._conductor.record(self._roster.enrolment(site, token, secret), actor=site)
 
     def _seen(self, entry: Entry) -> None:
         for view in (self._models.apply, self._roster.seen, self._views.seen):
@@ -213,6 +217,10 @@ class Hub:
 
     def resume(self) -> list[str]:
         """Go on with the runs that a hub left behind, under a higher epoch, and with its deployments."""
+        with self._once:  # two that ask at the same time must not both begin a run anew
+            return self._resume()
+
+    def _resume(self) -> list[str]:
         resumed: list[str] = []
         for state in list(self._conductor.states.values()):
             if state.over or state.run in self._conductor.here:

@@ -128,7 +128,7 @@ def _start(rank: int, ranks: int, meeting: Path, log: Path) -> _Rank:
     try:
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "atoll.runtime.worker", str(rank), str(ranks), str(meeting), str(write)],
+                [sys.executable, "-P", "-m", "atoll.runtime.worker", str(rank), str(ranks), str(meeting), str(write)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

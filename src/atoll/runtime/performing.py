@@ -73,7 +73,8 @@ class Performer:
                 # Whatever it is, the run must end and say so; the log has the traceback.
                 log.exception("run %s", state.run)
                 events = [Broken(run=state.run, site="hub", words=f"fault in the hub: {error!r}")]
-            self.conductor.post(*events)
+            if not self.conductor.closing:  # what a closing hub could not do is done by the one that resumes the run
+                self.conductor.post(*events)
 
         self._pool.submit(do)
 
@@ -162,9 +163,6 @@ class Performer:
         assert state.plan is not None
         assert state.weights is not None
         assert state.code is not None
-        already = self._models.of_run(state.run)
-        if already is not None:
-            return [Published(run=state.run, model=already)]
         weights = self._blobs.put(self.files(state.run).get(state.weights))
         fleet = self.desk.fleet()
         held = [(site, fleet.site(site)) for site in state.plan.sites]
@@ -179,7 +177,10 @@ class Performer:
             known = data.columns if data is not None else {}
             columns |= {name: kind for name, kind in known.items() if columns.get(name, "null") == "null"}
         name = job.model or job.name
-        with self._publishing:  # two runs that end together must not take the same version
+        with self._publishing:  # two runs that end together must not take the same version, nor one run two
+            already = self._models.of_run(state.run)
+            if already is not None:
+                return [Published(run=state.run, model=already)]
             model = Model(
                 name=name,
                 version=self._models.next_version(name),
@@ -206,8 +207,7 @@ class Performer:
 
     def _dismiss(self, state: State, words: str) -> None:
         self.desk.abandon(f"run {state.run} is over: {words}", run=state.run)
-        sites = (*state.plan.sites, *state.plan.evaluators) if state.plan else self.desk.names()
-        for site in dict.fromkeys(sites):
+        for site in self.desk.names():  # also those that were only probed for it
             self.desk.send(site, Release(run=state.run, words=words))
         with self._turn:
             files = self._files.pop(state.run, None) or RunFiles(self._folder / state.run)

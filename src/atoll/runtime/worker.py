@@ -145,7 +145,8 @@ class Worker:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; the log keeps it all
             traceback.print_exc()
             bundle = self._space.bundle if self._space else Path()
-            return Reply(failed=str(task_failure(error, bundle, order.kind)))
+            # What user code raises may quote a row, and this sentence travels: the hub learns only what and where.
+            return Reply(failed=str(task_failure(error, bundle, order.kind, quoted=False)))
 
     def _do(self, order: Order) -> Reply:
         if isinstance(order, Open):

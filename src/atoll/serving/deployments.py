@@ -18,6 +18,7 @@ from atoll.spec.document import near_miss, parse_json
 from atoll.spec.model import Deployment, Model
 from atoll.spec.run import DeploymentView
 
+_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME")
 _READY_LIMIT = 64 * 1024  # bytes of the ready line
 
 
@@ -117,7 +118,7 @@ class Deployments:
 
     def _spawn(self, name: str) -> subprocess.Popen[bytes]:
         # The user's code runs there: it gets none of our secrets, and no module from the current folder (-P).
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ATOLL_")}
+        environment = {key: os.environ[key] for key in _PASSED if key in os.environ}
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         try:
             self._logs.mkdir(parents=True, exist_ok=True)

@@ -152,6 +152,7 @@ class Open(Document):
     task: TaskName
     path: str  # the dataset
     format: str
+    fingerprint: Digest  # of the file: another one is another dataset, also for a warm worker
     data: Data
     seed: int
     statistics: dict[str, Moments] = {}
