@@ -7,7 +7,17 @@ from pathlib import Path
 
 from atoll.boundary.channel import FrameLike
 from atoll.errors import Corrupt, Invalid
+from atoll.spec.document import canonical, sha256
 from atoll.spec.model import Bundle
+
+
+def laid_out(folder: Path, digest: str) -> bool:
+    """Tell whether ``folder`` holds the very files of this digest; what ran there may have changed them."""
+    try:
+        files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}
+    except (OSError, UnicodeDecodeError):
+        return False
+    return sha256(canonical(Bundle(files=files))) == digest
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> Path:
@@ -15,6 +25,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Path:
     for name in bundle.files:
         if Path(name).name != name or name.startswith("."):
             raise Invalid(f"code: {name!r} is not a plain file name; put the task's files side by side")
+    shutil.rmtree(folder, ignore_errors=True)  # only ever called where what is there is not what should be
     part = folder.with_name(folder.name + f".part-{threading.get_ident()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

@@ -17,10 +17,10 @@ import numpy as np
 from atoll.boundary.gate import SiteGate
 from atoll.data.catalogue import Catalogue
 from atoll.data.query import answer, parse
-from atoll.errors import AtollError, Corrupt, Denied, Invalid, LinkLost, Unavailable
+from atoll.errors import AtollError, Corrupt, Denied, Invalid, LinkLost, TaskFailed, Unavailable
 from atoll.outer.wire import Chunk, decode, encode, encoded_bytes
 from atoll.registry.weights import save
-from atoll.runtime.bundle import gathered, write_bundle
+from atoll.runtime.bundle import gathered, laid_out, write_bundle
 from atoll.runtime.executor import Group
 from atoll.runtime.groups import Groups
 from atoll.runtime.kept import Kept, RunFolder, file_digest
@@ -140,6 +140,11 @@ class Errand:
             group = self._open(a)
             try:
                 return self._give(group, order, timeout, lambda step: self._progress(a, "training", step, steps))
+            except TaskFailed:
+                if a.layout.ranks > 1:  # its other ranks may stand in the middle of a collective
+                    self._group = None
+                    group.close()
+                raise
             except Unavailable:
                 self._group = None
                 group.close()
@@ -202,7 +207,7 @@ class Errand:
         """Return the folder of the job's code, fetched once for each digest and verified before it is written."""
         assert a.code is not None
         folder = self._home / "code" / a.code.removeprefix("sha256:")
-        if folder.is_dir():
+        if laid_out(folder, a.code):
             return folder
         request = self._terms.crossing(a, "code", out=False, size=a.code_bytes, digest=a.code)
         parcel, frames = self._gate.fetch(Parcel(run=self._run, purpose="code", size=0, digest=a.code), request)
@@ -315,6 +320,7 @@ class Errand:
     def predict(self, a: Assign) -> None:
         """Answers stay here, as a dataset under the source's terms; only their number leaves."""
         assert isinstance(a.job, PredictJob)
+        self._check_output(a.job.output)
         weights = self._weights(a)
         source, output = self._terms.dataset(a), self._home / "data" / f"{a.job.output}-{self._run}.parquet"
         output.parent.mkdir(exist_ok=True)
@@ -323,6 +329,12 @@ class Errand:
         self._catalogue.add(a.job.output, output, purposes=source.purposes, min_group=source.min_group)
         done = Done(run=self._run, answer=self._answer(a, examples=reply.rows))
         self._gate.say(done, self._terms.crossing(a, "metric", out=True, size=_size(done), rows=reply.rows))
+
+    def _check_output(self, name: str) -> None:
+        """A job may write its answers anew, but never in place of a dataset that the owner added."""
+        listed = {one.name for one in self._catalogue.datasets()}
+        if name in listed and Path(self._catalogue.entry(name).path).parent != (self._home / "data").absolute():
+            raise Invalid(f"output: {name!r} is a dataset of {self._site.name}'s owner; choose another name")
 
     def query(self, a: Assign) -> None:
         assert isinstance(a.job, QueryJob)

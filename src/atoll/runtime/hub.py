@@ -21,7 +21,7 @@ from atoll.policy.load import LivePolicy
 from atoll.registry.blobs import Blobs
 from atoll.registry.lineage import LineageTree
 from atoll.registry.models import Models
-from atoll.runtime.bundle import write_bundle
+from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.desk import Desk
 from atoll.runtime.embedded import Embedded
@@ -295,7 +295,7 @@ class Hub:
         model = self._models.get(deployment.model)
         bundle = Bundle.model_validate_json(self._blobs.get(model.code))
         folder = self.home / "hub" / "code" / model.code.removeprefix("sha256:")
-        if not folder.is_dir():
+        if not laid_out(folder, model.code):
             write_bundle(bundle, folder)
         return self._deployer.start(deployment, model, folder, self._blobs.local(model.weights), model.columns)
 

@@ -63,15 +63,14 @@ class LocalGroup:
                     raise Unavailable(f"worker: no reply to '{order.kind}' in {timeout:g} s; it was ended")
                 for key, _ in ready:
                     for reply in self._read(self._ranks[key.data]):
+                        if reply.failed is not None:
+                            raise TaskFailed(reply.failed)  # the other ranks may wait for this one for ever
                         if reply.progress is None:
                             replies[key.data] = reply
                         elif on_step is not None and key.data == 0:
                             on_step(reply.progress)
         if 0 not in replies:
             raise Unavailable("worker: its group was ended before it replied; the run is over or starts another")
-        failed = next((reply.failed for reply in replies.values() if reply.failed), None)
-        if failed is not None:
-            raise TaskFailed(failed)
         return replies[0]
 
     def _tell(self, rank: _Rank, line: bytes) -> None:
@@ -114,6 +113,8 @@ class LocalGroup:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(rank.process.pid, signal.SIGKILL)
                 rank.process.wait()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(rank.process.pid, signal.SIGKILL)  # what the user's code started and left behind
             with contextlib.suppress(OSError):
                 os.close(rank.replies)
             rank.replies = -1

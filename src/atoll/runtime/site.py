@@ -25,6 +25,8 @@ from atoll.spec.document import parse, read_yaml, write_yaml
 from atoll.spec.fleet import Device, Node, Site
 from atoll.spec.policy import Policy
 
+log = logging.getLogger(__name__)
+
 
 def create(home: Path, site: Site, policy: str) -> None:
     """Make a site's folder with its document and its owner's rules. Raises `Invalid` when it exists or they err."""
@@ -89,11 +91,16 @@ def join(home: Path, token: str) -> None:
     path = home / "secret"
     served = agent(home)
     if path.exists():
-        served.serve(address, path.read_text().strip())
-        return
-    secret = secrets.token_urlsafe(32)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secret)
+        secret = path.read_text().strip()
+        try:
+            served.serve(address, secret)
+            return
+        except Denied:
+            log.info("%s does not know this site yet; trying the token", address)  # an earlier join was interrupted
+    else:
+        secret = secrets.token_urlsafe(32)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secret)
     try:
         served.serve(address, secret, once)
     except Denied:

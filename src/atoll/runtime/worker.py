@@ -9,6 +9,7 @@ agent chose. When stdin ends the agent is gone and so is this process, in the mi
 import itertools
 import os
 import queue
+import random
 import resource
 import sys
 import threading
@@ -186,7 +187,10 @@ class Worker:
         model, start = space.model(order.seed), _weights(order.weights, order.signature)
         write_vector(model, order.signature, start)
         # Dropout and the like are a function of where the run is, so that a round done again is done alike.
-        torch.manual_seed(int(sha256(canonical([order.seed, order.done, self._rank]))[7:22], 16))
+        seed = int(sha256(canonical([order.seed, order.done, self._rank]))[7:15], 16)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
         batches = space.batches(order.seed, order.done * order.batch, order.batch, order.steps)
         if order.sync.exchange == "gradient":
             total = np.zeros(len(start))
