@@ -14,8 +14,8 @@ class Group(Protocol):
     def order(self, order: Order, timeout: float, on_step: Callable[[int], None] | None = None) -> Reply:
         """Give every rank the order and return rank 0's reply.
 
-        Raises `TaskFailed` in the words of the rank that failed, and `Unavailable` when a rank died or fell silent;
-        the group is unusable after the latter.
+        Raises `TaskFailed` in the words of the rank that failed, and `Unavailable` when a rank died or fell silent.
+        The group is unusable after the latter, and after the former when it has several ranks.
         """
         ...
 

@@ -53,25 +53,39 @@ class LocalGroup:
         line = order.model_dump_json().encode() + b"\n"
         deadline = time.monotonic() + timeout
         replies: dict[int, Reply] = {}
+        failed: str | None = None
         with selectors.DefaultSelector() as selector:
             for number, rank in enumerate(self._ranks):
                 selector.register(rank.replies, selectors.EVENT_READ, number)
                 self._tell(rank, line)
             while len(replies) < len(self._ranks):
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready and failed is not None:
+                    raise TaskFailed(failed)  # another rank waits for the one that failed, perhaps for ever
                 if not ready:
                     raise Unavailable(f"worker: no reply to '{order.kind}' in {timeout:g} s; it was ended")
                 for key, _ in ready:
-                    for reply in self._read(self._ranks[key.data]):
-                        if reply.failed is not None:
-                            raise TaskFailed(reply.failed)  # the other ranks may wait for this one for ever
-                        if reply.progress is None:
-                            replies[key.data] = reply
-                        elif on_step is not None and key.data == 0:
-                            on_step(reply.progress)
+                    reply = self._final(key.data, on_step)
+                    if reply is not None:
+                        replies[key.data] = reply
+                    if reply is not None and reply.failed is not None:
+                        failed = failed or reply.failed
+                        deadline = min(deadline, time.monotonic() + _GRACE)
+        if failed is not None:
+            raise TaskFailed(failed)
         if 0 not in replies:
             raise Unavailable("worker: its group was ended before it replied; the run is over or starts another")
         return replies[0]
+
+    def _final(self, number: int, on_step: Callable[[int], None] | None) -> Reply | None:
+        """Read what a rank said; tell rank 0's progress, and return the reply that ends its order if it came."""
+        final: Reply | None = None
+        for reply in self._read(self._ranks[number]):
+            if reply.progress is None:
+                final = reply
+            elif on_step is not None and number == 0:
+                on_step(reply.progress)
+        return final
 
     def _tell(self, rank: _Rank, line: bytes) -> None:
         assert rank.process.stdin is not None
