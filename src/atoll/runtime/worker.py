@@ -1,4 +1,4 @@
-"""A worker process: one rank, the only place at a site where the user's code runs. It has no channel, no key and no journal.
+"""A worker process: one rank, the only place at a site where user code runs. It has no channel, no key, no journal.
 
     python -m atoll.runtime.worker RANK RANKS MEETING REPLY_FD
 
