@@ -13,6 +13,8 @@ from atoll.errors import Invalid, NotFound
 
 # A name may become part of a path, a URL or a log line, so its alphabet is closed here, once for all parties.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+# What user code calls a tensor or a metric. It crosses borders beside the numbers, so its alphabet is closed too.
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 

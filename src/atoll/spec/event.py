@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
-from atoll.spec.document import Digest, Document, Name
-from atoll.spec.fleet import Link, Profile, Site
+from atoll.spec.document import Digest, Document, Label, Name
+from atoll.spec.fleet import Fleet, Link, Profile, Site
 from atoll.spec.job import Job
 from atoll.spec.model import Deployment, Model, Moments, Signature
 from atoll.spec.plan import Plan
@@ -19,8 +19,12 @@ class Totals(Document):
 
     total: float = 0.0
     count: NonNegativeInt = 0
-    positives: tuple[NonNegativeInt, ...] = ()
-    negatives: tuple[NonNegativeInt, ...] = ()
+    positives: Annotated[tuple[NonNegativeInt, ...], Field(max_length=64)] = ()
+    negatives: Annotated[tuple[NonNegativeInt, ...], Field(max_length=64)] = ()
+
+
+# User code names its metrics, so their names and number are bounded like everything that crosses beside the numbers.
+Metrics = Annotated[dict[Label, Totals], Field(max_length=32)]
 
 
 class ColumnSums(Document):
@@ -54,7 +58,7 @@ class Answer(Document):
     signature: Signature = ()
     profile: Profile | None = None
     sums: dict[str, ColumnSums] = {}
-    totals: dict[str, Totals] = {}
+    totals: Metrics = {}
     groups: tuple[Group, ...] = ()
     suppressed: NonNegativeInt = 0  # groups the site held back for being too small
 
@@ -67,6 +71,7 @@ class Result(Document):
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str | int | float | bool | None, ...], ...] = ()
     suppressed: NonNegativeInt = 0
+    missing: tuple[Name, ...] = ()  # sites that were asked and did not answer in time
     model: str | None = None
 
 
@@ -82,6 +87,7 @@ class Planned(Document):
     kind: Literal["run.planned"] = "run.planned"
     run: Name
     plan: Plan
+    fleet: Fleet = Fleet()  # the plan's sites as they were when it was made
 
 
 class Restarted(Document):

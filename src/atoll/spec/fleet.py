@@ -54,9 +54,9 @@ class Link(Document):
 class Profile(Document):
     """What a site measured of a task before planning: a worker built the model and timed its training step."""
 
-    parameters: NonNegativeInt
-    step_seconds: PositiveFloat  # one inner step at the job's batch size on one rank
-    memory_bytes: NonNegativeInt = 0  # resident memory of that worker
+    parameters: int = Field(ge=0, le=1 << 42)
+    step_seconds: float = Field(gt=0, le=1e6)  # one inner step at the job's batch size on one rank
+    memory_bytes: int = Field(default=0, ge=0, le=1 << 50)  # resident memory of that worker
 
 
 class Fleet(Document):

@@ -5,12 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, NonNegativeInt, TypeAdapter
 
 from atoll.spec.document import Digest, Document, Name
-from atoll.spec.event import Answer, ColumnSums, Totals, Work
+from atoll.spec.event import Answer, ColumnSums, Metrics, Work
 from atoll.spec.fleet import Link, Profile, Site
 from atoll.spec.job import Data, Job, Optimiser
 from atoll.spec.model import Moments, Signature
 from atoll.spec.plan import Layout, Sync
 from atoll.spec.policy import Decision, Request
+
+# A sentence for a person; whoever sends a longer one is refused, so the sender shortens it.
+WORDS_LIMIT = 2000
+Words = Annotated[str, Field(max_length=WORDS_LIMIT)]
 
 # --- hub -> agent ---------------------------------------------------------------------------------------------
 
@@ -35,6 +39,7 @@ class Assign(Document):
     signature: Signature = ()
     statistics: dict[str, Moments] = {}
     user: str = "local"
+    fingerprint: Digest | None = None  # of the site's dataset when the plan was made: another one is another run
     task: "TaskName | None" = None
 
 
@@ -76,6 +81,7 @@ class Hello(Document):
     kind: Literal["hello"] = "hello"
     site: Site
     link: Link | None = None
+    runs: Annotated[tuple[Name, ...], Field(max_length=10_000)] = ()  # runs it keeps something of on its disk
 
 
 class Decisions(Document):
@@ -95,14 +101,14 @@ class Done(Document):
 class Refusal(Document):
     kind: Literal["refusal"] = "refusal"
     run: Name
-    words: str
+    words: Words
 
 
 class Failure(Document):
     kind: Literal["failure"] = "failure"
     run: Name
     position: NonNegativeInt
-    words: str
+    words: Words
     error: str = "AtollError"  # its class in `atoll.errors`
 
 
@@ -222,13 +228,13 @@ ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 class Reply(Document):
     """A worker's word on an order. `failed` is a sentence for the user; `step` where it happened."""
 
-    failed: str | None = None
+    failed: Words | None = None
     progress: NonNegativeInt | None = None  # a step was taken; the order goes on
     examples: NonNegativeInt = 0
     loss: float | None = None
     signature: Signature = ()
     profile: Profile | None = None
-    totals: dict[str, Totals] = {}
+    totals: Metrics = {}
     sums: dict[str, ColumnSums] = {}
     rows: NonNegativeInt = 0
 

@@ -1,17 +1,17 @@
 """What came out: a model version with its lineage, and where it answers."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import JsonValue, NonNegativeInt, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
-from atoll.spec.document import Digest, Document, Name
+from atoll.spec.document import Digest, Document, Label, Name
 
 
 class TensorSpec(Document):
     """Name and shape of one float32 tensor; a model's tensors, in order, make one flat vector."""
 
-    name: str
-    shape: tuple[NonNegativeInt, ...]
+    name: Label
+    shape: Annotated[tuple[NonNegativeInt, ...], Field(max_length=16)]
 
     @property
     def size(self) -> int:
@@ -21,7 +21,7 @@ class TensorSpec(Document):
         return size
 
 
-Signature = tuple[TensorSpec, ...]
+Signature = Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
 
 
 class Moments(Document):
