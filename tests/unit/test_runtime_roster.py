@@ -1,40 +1,29 @@
-"""Who may come in: tokens, secrets and sessions, and what the journal alone tells of them afterwards."""
-
-import time
+"""Who may come in: invitations, secrets and sessions, and what the journal alone tells of them afterwards."""
 
 import pytest
 
-from atoll.errors import Denied, Invalid
+from atoll.errors import Denied, Invalid, NotFound
+from atoll.journal import Journal
 from atoll.runtime.machine import AssignTo
+from atoll.runtime.membership import Membership
 from atoll.runtime.roster import Roster
 from atoll.spec.document import sha256
-from atoll.spec.event import Invited
 from atoll.spec.fleet import Site
 from atoll.spec.message import Hello, Release, Welcome
-from tests.unit.houses import SECRET, House
-
-
-@pytest.fixture
-def house(tmp_path):
-    made = House(tmp_path)
-    made.connect("ada", "bob", "mallory")
-    yield made
-    made.close()
-
 
 # --- who is there
 
 
 def test_a_site_that_opens_a_session_is_welcomed_and_known_from_its_hello(house):
     assert [message.kind for message in house.sent["ada"]] == [Welcome.model_fields["kind"].default]
-    assert house.desk.names() == ("ada", "bob", "mallory")
-    assert house.desk.fleet().holding("rows")[0].name == "ada"
+    assert house.desk.presence.names() == ("ada", "bob", "mallory")
+    assert house.desk.presence.fleet().holding("rows")[0].name == "ada"
 
 
 def test_a_site_that_calls_itself_by_another_name_is_denied(house):
     with pytest.raises(Denied, match="mallory: says it is 'ada'; a site speaks for itself only"):
         house.desk.heard("mallory", Hello(site=Site(name="ada", owner="mallory")))
-    assert house.desk.fleet().site("ada").owner == "me"
+    assert house.desk.presence.fleet().site("ada").owner == "me"
 
 
 def test_a_hub_word_from_a_site_is_invalid(house):
@@ -46,12 +35,12 @@ def test_a_hub_word_from_a_site_is_invalid(house):
 def test_a_session_that_ends_after_a_newer_one_began_takes_nobody_away(house):
     old, new = house.sent["ada"].append, [].append
     house.desk.opened("ada", new)
-    assert not house.desk.here("ada")  # until it says hello, and is given its work anew
+    assert not house.desk.presence.here("ada")  # until it says hello, and is given its work anew
     house.desk.heard("ada", Hello(site=Site(name="ada")))
     house.desk.closed("ada", old, "late")
-    assert house.desk.here("ada")
+    assert house.desk.presence.here("ada")
     house.desk.closed("ada", new, "gone")
-    assert not house.desk.here("ada")
+    assert not house.desk.presence.here("ada")
 
 
 def test_a_run_is_told_who_left_and_who_came_back(house):
@@ -66,64 +55,73 @@ def test_a_run_is_told_who_left_and_who_came_back(house):
     assert house.performed == [AssignTo("bob")]
 
 
-# --- enrolment
+# --- membership, folded from the journal
 
 
-def invite(house, site="oslo", token="once", hours=1.0):
-    house.conductor.record(Invited(site=site, token=sha256(token.encode()), expires=time.time() + 3600 * hours))
+@pytest.fixture
+def office(tmp_path):
+    """A membership with its journal, and what the fold of that journal by another process says."""
+    made = Office(tmp_path)
+    yield made
+    made.journal.close()
 
 
-def test_a_token_lets_its_site_in_once_and_only_a_digest_of_the_secret_is_kept(house):
-    invite(house)
-    house.desk.enrol("oslo", "once", SECRET)
-    assert house.desk.admits("oslo", SECRET)
-    assert not house.desk.admits("oslo", SECRET + "x")
-    with pytest.raises(Denied, match="unknown or was used"):
-        house.desk.enrol("oslo", "once", "t" * 32)
-    assert not house.desk.admits("oslo", "t" * 32)
-    assert all(SECRET.encode() not in body and b"once" not in body for body in house.journal.bodies())
+class Office:
+    def __init__(self, home):
+        self.home, self.journal = home, Journal(home / "journal.db", "hub")
+        self.membership = Membership(home, self.record)
+
+    def record(self, *events, actor="hub"):
+        for entry in self.journal.append(*events, actor=actor):
+            self.membership.seen(entry)
+
+    def again(self):
+        found = Membership(self.home, self.record)
+        for entry in self.journal.entries():
+            found.seen(entry)
+        return found
 
 
-@pytest.mark.parametrize(
-    ("site", "token", "hours", "words"),
-    [
-        ("oslo", "guess", 1.0, "unknown or was used"),
-        ("oslo", "", 1.0, "unknown or was used"),
-        ("rome", "once", 1.0, "unknown or was used"),
-        ("oslo", "once", -1.0, "out of date"),
-    ],
-)
-def test_a_wrong_another_sites_or_expired_token_lets_nobody_in(house, site, token, hours, words):
-    invite(house, hours=hours)
-    with pytest.raises(Denied, match=words):
-        house.desk.enrol(site, token, SECRET)
-    assert not house.desk.admits(site, SECRET)
-    assert house.roster.secrets == {}
+def test_an_invitation_is_journalled_by_its_digest_and_only_the_invited_can_be_revoked(office):
+    token = office.membership.invite("oslo", 1.0, 7443)
+    [entry] = office.journal.entries()
+    assert (entry.event.kind, entry.event.site) == ("site.invited", "oslo")
+    assert token not in str(entry)
+    with pytest.raises(NotFound, match="'rome' was never invited here"):
+        office.membership.revoke("rome", "eve")
+    office.membership.revoke("oslo", "eve")
+    assert [entry.event.kind for entry in office.journal.entries()] == ["site.invited", "site.revoked"]
 
 
-def test_a_short_secret_does_not_spend_the_token(house):
-    invite(house)
-    with pytest.raises(Denied, match="make one of at least 32"):
-        house.desk.enrol("oslo", "once", "short")
-    house.desk.enrol("oslo", "once", SECRET)
-    assert house.desk.admits("oslo", SECRET)
+def test_the_next_hub_knows_who_was_invited_and_who_is_out(office):
+    for site in ("oslo", "rome"):
+        office.membership.invite(site, 1.0, 7443)
+    office.membership.revoke("rome", "eve")
+    again = office.again()
+    with pytest.raises(NotFound):
+        again.revoke("rome", "eve")
+    again.revoke("oslo", "eve")
 
 
-def test_a_newer_invitation_takes_the_place_of_an_older_one(house):
-    invite(house, token="first")
-    invite(house, token="second")
-    with pytest.raises(Denied):
-        house.desk.enrol("oslo", "first", SECRET)
-    house.desk.enrol("oslo", "second", SECRET)
+@pytest.mark.parametrize("hours", [0.0, -1.0, 24.0 * 366])
+def test_an_invitation_is_for_a_while_and_for_no_longer_than_a_year(office, hours):
+    with pytest.raises(Invalid, match=f"hours: {hours:g}: an invitation is good for"):
+        office.membership.invite("oslo", hours, 7443)
+    assert list(office.journal.entries()) == []
 
 
-def test_an_enrolled_site_is_known_after_the_journal_is_folded_again(house):
-    invite(house)
-    house.desk.enrol("oslo", "once", SECRET)
+def test_the_secret_of_a_site_that_the_hub_started_lets_in_that_site_and_only_its_latest_life(house):
+    house.desk.presence.trust("oslo", sha256(b"first"))
+    house.desk.presence.trust("oslo", sha256(b"second"))
+    assert house.desk.admits("oslo", "second")
+    for site, secret in (("oslo", "first"), ("oslo", ""), ("rome", "second")):
+        assert not house.desk.admits(site, secret)
+
+
+def test_sites_are_known_but_away_after_the_journal_is_folded_again(house):
+    house.settled()
     again = Roster()
     for entry in house.journal.entries():
         again.seen(entry)
-    assert again.secrets == {"oslo": sha256(SECRET.encode())}
-    assert {name: view.connected for name, view in again.sites.items()} == dict.fromkeys(
-        ("ada", "bob", "mallory"), False
-    )
+    names = ("ada", "bob", "mallory")
+    assert {name: view.connected for name, view in again.sites.items()} == dict.fromkeys(names, False)

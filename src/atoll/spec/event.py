@@ -118,6 +118,27 @@ class Answered(Document):
     answer: Answer
 
 
+class Rejected(Document):
+    """The hub did not take what a site brought. The run goes on by its rule: without it, or asking again."""
+
+    kind: Literal["run.rejected"] = "run.rejected"
+    run: Name
+    site: Name
+    position: NonNegativeInt
+    epoch: NonNegativeInt
+    words: str  # site, tensor and reason
+    late: bool = False  # nothing was wrong with it but that it came when nobody waited for it any more
+
+
+class Barred(Document):
+    """A site of the run is in quarantine: it counts as lost until it joins again."""
+
+    kind: Literal["run.barred"] = "run.barred"
+    run: Name
+    site: Name
+    words: str
+
+
 class Merged(Document):
     """The hub combined a stage's answers: the new weights, statistics or metrics."""
 
@@ -202,12 +223,39 @@ class Invited(Document):
     expires: float  # seconds since the epoch
 
 
-class Enrolled(Document):
-    """A site used its token and is now known by this secret's digest."""
+class Certified(Document):
+    """A site was given a certificate for its key; with ``token``, its first one, for an invitation of this digest."""
 
-    kind: Literal["site.enrolled"] = "site.enrolled"
+    kind: Literal["site.certified"] = "site.certified"
     site: Name
-    secret: Digest
+    key: Digest  # of the public key
+    serial: str
+    expires: float  # seconds since the epoch
+    token: Digest | None = None
+
+
+class Revoked(Document):
+    """A site is shut out; it comes back only by another invitation and another key."""
+
+    kind: Literal["site.revoked"] = "site.revoked"
+    site: Name
+    user: str
+
+
+class Quarantined(Document):
+    """A site brought nothing for a while that could be taken: it is given no work until somebody releases it."""
+
+    kind: Literal["site.quarantined"] = "site.quarantined"
+    site: Name
+    words: str
+
+
+class SiteReleased(Document):
+    """A site is out of quarantine."""
+
+    kind: Literal["site.released"] = "site.released"
+    site: Name
+    user: str
 
 
 class Connected(Document):
@@ -247,6 +295,8 @@ RunEvent = (
     | Joined
     | Lost
     | Answered
+    | Rejected
+    | Barred
     | Merged
     | Expired
     | Refused
@@ -255,7 +305,19 @@ RunEvent = (
     | Published
 )
 Event = Annotated[
-    RunEvent | Aliased | Deployed | Undeployed | Invited | Enrolled | Connected | Disconnected | Crossed | Decided,
+    RunEvent
+    | Aliased
+    | Deployed
+    | Undeployed
+    | Invited
+    | Certified
+    | Revoked
+    | Quarantined
+    | SiteReleased
+    | Connected
+    | Disconnected
+    | Crossed
+    | Decided,
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -57,6 +57,15 @@ class Profile(Document):
     parameters: int = Field(ge=0, le=1 << 42)
     step_seconds: float = Field(gt=0, le=1e6)  # one inner step at the job's batch size on one rank
     memory_bytes: int = Field(default=0, ge=0, le=1 << 50)  # resident memory of that worker
+    gradients: bool = True  # False: an `ArraysTask`, which steps by itself in one process
+
+
+class Reach(Document):
+    """Where sites reach the hub: the address its port is bound to, and the names or addresses by which they dial it."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)  # 0: the one of last time, or a free one
+    names: tuple[str, ...] = ()
 
 
 class Fleet(Document):
