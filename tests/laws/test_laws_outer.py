@@ -77,10 +77,8 @@ def local(sync, start, shard, optimiser):
 
 def update(sync, site, vector, examples, behind):
     """What the hub keeps of a site's update: encoded there, decoded here."""
-    names = tuple(transform.kind for transform in sync.wire)
-    chunks = list(encode(vector, sync.wire))
-    discount = stale(1.0, behind, sync.wait.staleness)
-    return Update(site, examples, lambda: ((c.offset, decode(c, names, vector.size)) for c in chunks), discount)
+    windows = {chunk.offset: decode(chunk, sync.wire, vector.size) for chunk in encode(vector, sync.wire)}
+    return Update(site, examples, windows.__getitem__, stale(1.0, behind, sync.wait.staleness))
 
 
 def train(sync, data=EQUAL, make=Sgd, steps=STEPS, order=None):
@@ -122,6 +120,39 @@ def exchanging(**outer):
 
 def same(one, other):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+TORCHS = {
+    "sgd": (Outer(rate=0.1), lambda p: torch.optim.SGD(p, lr=0.1)),
+    "momentum": (Outer(rate=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+    "nesterov": (
+        Outer(rate=0.7, momentum=0.9, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=0.7, momentum=0.9, nesterov=True),
+    ),
+    "adam": (Outer(kind="adam", rate=0.05), lambda p: torch.optim.Adam(p, lr=0.05)),
+    "adam of other betas": (
+        Outer(kind="adam", rate=0.05, beta1=0.5, beta2=0.9, epsilon=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.5, 0.9), eps=0.1),
+    ),
+    "adagrad": (
+        Outer(kind="adagrad", rate=0.1, beta1=0.0, epsilon=1e-3),
+        lambda p: torch.optim.Adagrad(p, lr=0.1, eps=1e-3),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TORCHS)
+def test_an_outer_optimiser_is_torchs_of_that_name_over_twenty_gradients(kind):
+    outer, make = TORCHS[kind]
+    start, *gradients = np.random.default_rng(0).normal(size=(21, 30)).astype(np.float32)
+    weights, state = start, State()
+    expected = torch.nn.Parameter(torch.tensor(start))
+    optimiser = make([expected])
+    for gradient in gradients:
+        weights, state = step(outer, weights, gradient, state)
+        expected.grad = torch.tensor(gradient)
+        optimiser.step()
+    np.testing.assert_allclose(weights, expected.detach().numpy(), rtol=2e-6, atol=2e-6)
 
 
 def test_data_parallel_equals_centralised_sgd():

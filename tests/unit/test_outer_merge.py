@@ -2,13 +2,17 @@
 
 import math
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from atoll.errors import Invalid
-from atoll.outer.merge import Sum, Update, cut, merge, stale
+from atoll.outer.merge import Sum, Update, comparators, cut, merge, merging, stale
 from atoll.outer.wire import CHUNK
 
 
@@ -17,14 +21,7 @@ def noise(size, seed=0, scale=1.0):
 
 
 def update(site, vector, weight=1.0, discount=1.0):
-    def chunks():
-        return ((offset, vector[offset : offset + CHUNK]) for offset in range(0, vector.size, CHUNK))
-
-    return Update(site, weight, chunks, discount)
-
-
-def pieces(site, *given):
-    return Update(site, 1.0, lambda: iter(given))
+    return Update(site, weight, lambda offset: vector[offset : offset + CHUNK], discount)
 
 
 def test_a_sum_is_the_exact_one_to_its_resolution():
@@ -85,13 +82,90 @@ def test_values_out_of_range_are_refused_and_change_nothing(value):
     np.testing.assert_array_equal(total.mean(1.0), [1, 2])
 
 
+LARGEST = np.nextafter(np.float32(2.0**41), np.float32(0))
+
+
 def test_a_sum_refuses_what_could_overflow_it_in_any_order():
-    total = Sum(1)
-    total.add(0, np.array([2.0**42], np.float32), 1.0)
-    with pytest.raises(Invalid, match="could pass"):
-        total.add(0, np.array([-(2.0**42)], np.float32), 1.0)
-    total.add(0, np.array([-(2.0**41)], np.float32), 1.0)
-    assert total.mean(1.0)[0] == 2.0**41
+    total, term = Sum(1), np.array([LARGEST], np.float32)
+    with pytest.raises(Invalid, match="out of range"):
+        total.add(0, np.array([2.0**41], np.float32), 1.0)
+    for _ in range(3276):  # 63 bits, over 51 of the term and 49 of what it may carry
+        total.add(0, term, 1.0)
+    for one in (term, -term):
+        with pytest.raises(Invalid, match="could pass"):
+            total.add(0, one, 1.0)
+    assert total.mean(1.0)[0] == 3276 * float(LARGEST)
+    total.remove(0, term, 1.0)
+    total.add(0, -term, 1.0)
+    assert total.mean(1.0)[0] == 3274 * float(LARGEST)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0**-149, 2.0**-61, 2.0**-60, 0.5, 2.0**-11, 3 * 2.0**-11, 1 / 3, LARGEST])
+def test_one_term_is_rounded_to_the_resolution_half_to_even(value):
+    for sign in (1, -1):
+        total = Sum(1)
+        total.add(0, np.array([sign * value], np.float32), 1.0)
+        exact = round(Fraction(float(np.float32(sign * value))) * 2**60)
+        assert Fraction(float(total.mean(1.0)[0])) == Fraction(exact, 2**60)
+
+
+FLOATS = st.floats(-(2.0**20), 2.0**20, width=32)
+PIECE = st.tuples(arrays(np.float32, 7, elements=FLOATS), st.floats(0, 1e4))
+
+
+@settings(max_examples=40)
+@given(st.lists(PIECE, max_size=6), st.lists(PIECE, max_size=6), st.randoms(use_true_random=False))
+def test_what_is_taken_out_again_was_never_there(kept, removed, random):
+    moves = [("add", piece) for piece in [*kept, *removed]]
+    random.shuffle(moves)
+    for piece in removed:  # each somewhere after it was added
+        added = next(place for place, (_, other) in enumerate(moves) if other is piece)
+        moves.insert(random.randint(added + 1, len(moves)), ("remove", piece))
+    mixed, plain = Sum(7), Sum(7)
+    for what, (values, weight) in moves:
+        getattr(mixed, what)(0, values, weight)
+    for values, weight in reversed(kept):
+        plain.add(0, values, weight)
+    np.testing.assert_array_equal(mixed.mean(1.0), plain.mean(1.0))
+
+
+def test_whole_windows_and_parts_of_them_add_up_to_the_same_bits_however_often_the_sum_is_read():
+    vectors, cut_at, total, parts = [noise(CHUNK + 9, seed) for seed in range(3)], 1000, Sum(CHUNK + 9), Sum(CHUNK + 9)
+    for weight, vector in enumerate(vectors, start=1):
+        for offset in (0, CHUNK):
+            total.add(offset, vector[offset : offset + CHUNK], weight)
+        for start, stop in ((0, cut_at), (cut_at, CHUNK), (CHUNK, CHUNK + 9)):
+            parts.add(start, vector[start:stop], weight)
+        np.testing.assert_array_equal(total.mean(1.0), parts.mean(1.0))
+    parts.remove(0, vectors[2][:CHUNK], 3)
+    total.remove(cut_at, vectors[2][cut_at:CHUNK], 3)
+    total.remove(0, vectors[2][:cut_at], 3)
+    np.testing.assert_array_equal(total.mean(1.0, 0, CHUNK), parts.mean(1.0, 0, CHUNK))
+
+
+def test_a_cleared_sum_is_as_new():
+    total = Sum(CHUNK + 3)
+    total.add(CHUNK, noise(3), 2.0**20)
+    total.clear()
+    total.add(CHUNK, noise(3, 1), 1.0)
+    np.testing.assert_array_equal(total.mean(1.0, CHUNK), noise(3, 1).astype(np.float64))
+
+
+def test_threads_may_add_in_windows_of_their_own():
+    vectors = [noise(4 * CHUNK, seed) for seed in range(3)]
+    alone, together = Sum(4 * CHUNK), Sum(4 * CHUNK)
+
+    def fill(total, window):
+        place = slice(window * CHUNK, (window + 1) * CHUNK)
+        for weight, vector in enumerate(vectors, start=1):
+            total.add(place.start, vector[place], weight)
+
+    for window in range(4):
+        fill(alone, window)
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(fill, together, window) for window in range(4)]:
+            done.result(timeout=60)
+    np.testing.assert_array_equal(together.mean(6.0), alone.mean(6.0))
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
@@ -146,6 +220,25 @@ def test_median_is_the_coordinate_median(count):
         assert merged[place] == np.float32(exact)
 
 
+@pytest.mark.parametrize("count", range(1, 13))
+def test_the_network_sorts(count):
+    """A network that sorts every row of zeros and ones sorts everything (Knuth, 5.3.4, theorem Z)."""
+    rows = [column.copy() for column in (np.arange(2**count)[:, None] >> np.arange(count) & 1).T]
+    ones = sum(rows)
+    for low, high in comparators(count):
+        rows[low], rows[high] = np.minimum(rows[low], rows[high]), np.maximum(rows[low], rows[high])
+    for place, row in enumerate(rows):
+        np.testing.assert_array_equal(row, ones >= count - place)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_robust_rules_are_free_of_order_to_the_sign_of_zero(rule):
+    vectors = [np.array([value], np.float32) for value in (-0.0, 0.0, -0.0, 1.0, -1.0)]
+    for order in ((0, 1, 2, 3, 4), (1, 0, 2, 4, 3), (4, 2, 0, 1, 3)):
+        merged = merge(rule, 1, [update(f"s{i}", vectors[i]) for i in order], trim=0.2)
+        assert merged.tobytes() == bytes(4)
+
+
 def test_trimmed_mean_drops_the_ends_of_each_coordinate():
     vectors = np.array([[9, 1], [1, 2], [2, 3], [3, 9], [-99, 4]], np.float32)
     merged = merge("trimmed_mean", 2, [update(f"s{i}", vector) for i, vector in enumerate(vectors)], trim=0.2)
@@ -168,29 +261,26 @@ def test_trim_has_a_range(trim):
 
 @pytest.mark.parametrize("rule", ["mean", "weighted_mean", "median", "trimmed_mean"])
 @pytest.mark.parametrize(
-    "given",
-    [
-        (),
-        ((0, noise(CHUNK)),),
-        ((CHUNK, noise(3)),),
-        ((0, noise(CHUNK)), (0, noise(CHUNK))),
-        ((0, noise(CHUNK)), (CHUNK, noise(3)), (CHUNK, noise(3))),
-        ((0, noise(CHUNK)), (CHUNK, noise(3)), (CHUNK + 3, noise(0))),
-        ((CHUNK, noise(3)), (0, noise(CHUNK))),
-        ((0, noise(CHUNK)), (CHUNK, noise(4))),
-        ((0, noise(CHUNK)), (CHUNK, noise(3).reshape(1, 3))),
-        ((0, noise(CHUNK)), (CHUNK, np.array([0, 0, np.nan], np.float32))),
-    ],
+    "last",
+    [noise(0), noise(2), noise(4), noise(3).reshape(1, 3), np.array([0, 0, np.nan], np.float32)],
 )
-def test_an_update_that_is_not_whole_is_refused_by_site(rule, given):
+def test_an_update_that_is_not_whole_is_refused_by_site(rule, last):
     whole = update("bern", noise(CHUNK + 3))
     assert merge(rule, CHUNK + 3, [whole]).shape == (CHUNK + 3,)
     with pytest.raises(Invalid, match="update of lyon"):
-        merge(rule, CHUNK + 3, [whole, pieces("lyon", *given)])
+        merge(rule, CHUNK + 3, [whole, Update("lyon", 1.0, {0: noise(CHUNK), CHUNK: last}.__getitem__)])
+
+
+@pytest.mark.parametrize("rule", ["mean", "weighted_mean", "median", "trimmed_mean"])
+def test_windows_may_be_merged_in_any_order(rule):
+    updates = [update(f"s{i}", noise(2 * CHUNK + 3, i), 10.0 + i) for i in range(5)]
+    expected, at = merge(rule, 2 * CHUNK + 3, updates, 0.2), merging(rule, 2 * CHUNK + 3, updates, 0.2)
+    for offset in (2 * CHUNK, 0, CHUNK, 0):
+        np.testing.assert_array_equal(at(offset), expected[offset : offset + CHUNK])
 
 
 def test_an_update_out_of_range_is_refused_by_site():
-    with pytest.raises(Invalid, match=r"^lyon: .* out of range"):
+    with pytest.raises(Invalid, match=r"^update of lyon: from element 0 on: .* out of range"):
         merge("mean", 1, [update("lyon", np.array([1e30], np.float32))])
 
 

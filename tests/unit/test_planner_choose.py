@@ -225,6 +225,21 @@ def test_evaluators_are_the_named_sites_or_each_trainer_that_lets_metrics_out():
         plan(train(data={"evaluate": ["oslo"]}), fleet(), silent)
 
 
+def test_a_site_that_lets_no_metric_out_and_so_no_profile_is_priced_like_the_slowest_other():
+    silent: Refused = {("oslo", "metric"): refuses("oslo", "no metrics leave")}
+    job, of = train(), fleet()
+    speeds = {
+        name: Profile(parameters=100, step_seconds=seconds)
+        for name, seconds in zip(HOSPITALS, (1, 9, 3, 2), strict=True)
+    }
+    del speeds["oslo"]
+    chosen = choose(job, of, answers(job, of, silent), speeds)
+    assert chosen.sites == HOSPITALS
+    assert any("priced like the slowest other one, rome" in reason.words for reason in chosen.reasons)
+    allowed_to = choose(job, of, answers(job, of), speeds)
+    assert allowed_to.sites == ("berlin", "rome", "zurich")
+
+
 def test_ranks_are_used_where_the_step_is_worth_splitting():
     long = plan(train(), fleet(devices=4), step=0.5)
     assert {layout.ranks for layout in long.layouts.values()} == {4}

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atoll.errors import Invalid
+from atoll.outer.wire import encode
 from atoll.planner import capacity, explain
 from atoll.planner import price as model
 from atoll.spec.fleet import Device, Fleet, Link, Profile, Site
@@ -65,6 +67,32 @@ def test_int8_cuts_an_update_about_four_times():
 
 def test_clipping_does_not_shrink_an_update():
     assert model.wire_bytes(1000, sync(wire=[{"kind": "clip", "value": 1.0}])) == 4000
+
+
+SPARSE = {"kind": "topk", "share": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        ([{"kind": "bfloat16"}], 200_000),
+        ([{"kind": "int4"}], 50_000 + 2 * 1563),
+        ([SPARSE], 2 * 1000 + 4 * 1000),
+        ([SPARSE, {"kind": "int8"}], 2 * 1000 + 1000 + 4),
+        ([{"kind": "topk", "share": 0.5}, {"kind": "int8"}], 12_500 + 50_000 + 4 * 49),
+        ([{"kind": "int8"}, {"kind": "zstd"}], 100_000 + 4 * 98),
+    ],
+)
+def test_a_smaller_wire_is_priced_by_its_numbers_scales_and_places(wire: list[dict[str, Any]], expected: int):
+    assert model.wire_bytes(100_000, sync(wire=wire)) == expected
+
+
+def test_the_price_of_a_wire_is_what_its_encoding_takes_and_little_more():
+    vector = np.random.default_rng(1).normal(size=300_000).astype(np.float32)
+    for wire in ([{"kind": "int4"}], [SPARSE], [SPARSE, {"kind": "int8"}], [{"kind": "topk", "share": 0.3}]):
+        point = sync(wire=wire)
+        sent = sum(len(chunk.data) + len(chunk.scales) for chunk in encode(vector, point.wire))
+        assert 0.999 * sent <= model.wire_bytes(vector.size, point) <= 1.4 * sent  # near places take one byte, not two
 
 
 def test_a_longer_period_costs_proportionally_fewer_bytes():

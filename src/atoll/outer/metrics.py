@@ -5,20 +5,29 @@ import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from atoll.errors import Invalid
+from atoll.spec.document import Label
 from atoll.spec.event import Totals
 from atoll.spec.task import Mean, Scores
 
 BINS = 64  # equal bins of a score histogram on [0, 1]
+_LIMIT = 32  # metrics of one task
+_LABEL: TypeAdapter[str] = TypeAdapter(Label)
 
 
 def totals(metrics: Mapping[str, Mean | Scores]) -> dict[str, Totals]:
     """Return each metric in the form in which it may leave the site; no example's own value is in it.
 
     Scores become one histogram of `BINS` bins per class; bin i holds scores in [i/64, (i+1)/64), the last one also 1.
-    Raises `Invalid`, naming the metric, for values that are not finite, scores outside [0, 1], labels other than 0, 1.
+    Raises `Invalid`, naming the metric, for values that are not finite, scores outside [0, 1], labels other than 0, 1,
+    and for names that may not leave. No sentence quotes a value: it may be one example's.
     """
+    if len(metrics) > _LIMIT:
+        raise Invalid(f"metrics: {len(metrics)} of them where {_LIMIT} may leave the site; return fewer")
+    for name in metrics:
+        _check_name(name)
     return {name: _totals(name, value) for name, value in metrics.items()}
 
 
@@ -34,6 +43,15 @@ def merge_totals(sites: Sequence[Mapping[str, Totals]]) -> dict[str, float]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
+def _check_name(name: str) -> None:
+    try:
+        _LABEL.validate_python(name)
+    except ValidationError:
+        raise Invalid(
+            f"metric {name[:128]!r}: a name is up to 128 letters, digits, _ . -, and begins with none of the last two"
+        ) from None
+
+
 def _totals(name: str, metric: Mean | Scores) -> Totals:
     if isinstance(metric, Scores):
         return _histograms(name, metric)
@@ -41,12 +59,10 @@ def _totals(name: str, metric: Mean | Scores) -> Totals:
         raise Invalid(f"metric {name}: {type(metric).__name__}: must be a Mean or Scores; give Mean(sum, examples)")
     try:
         total, count = float(metric.total), operator.index(metric.count)
-    except (TypeError, ValueError):
-        raise Invalid(
-            f"metric {name}: {metric}: must be a number and a whole count; give Mean(sum, examples)"
-        ) from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's
+        raise Invalid(f"metric {name}: must be a number and a whole count; give Mean(sum, examples)") from None
     if not math.isfinite(total) or count < 0:
-        raise Invalid(f"metric {name}: {metric}: must be finite with a count of 0 or more; mend the task's metrics")
+        raise Invalid(f"metric {name}: its total must be finite and its count 0 or more; mend the task's metrics")
     return Totals(total=total, count=count)
 
 

@@ -8,10 +8,12 @@ from typing import Literal
 import numpy as np
 
 from atoll.errors import Invalid, TaskFailed
-from atoll.outer.wire import CHUNK
+from atoll.outer.room import PIECE, room
 from atoll.spec.plan import Outer
 
 Moments = dict[str, np.ndarray]
+
+_PIECE = 1 << 15  # elements at a time where there are moments: the rules ask the system for room
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,9 +24,12 @@ class State:
     moments: Moments = field(default_factory=dict[str, np.ndarray])
 
 
-def pseudo_gradient(exchange: Literal["gradient", "delta"], merged: np.ndarray) -> np.ndarray:
-    """Return what the optimiser descends along: the mean gradient itself, or minus the mean of new - start."""
-    return merged if exchange == "gradient" else -merged
+def pseudo_gradient(
+    exchange: Literal["gradient", "delta"], merged: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Return what the optimiser descends along: the mean gradient itself, or minus the mean of new - start, in `out`
+    where that is given."""
+    return merged if exchange == "gradient" else np.negative(merged, out=out)
 
 
 def step(outer: Outer, weights: np.ndarray, gradient: np.ndarray, state: State) -> tuple[np.ndarray, State]:
@@ -41,22 +46,46 @@ def step(outer: Outer, weights: np.ndarray, gradient: np.ndarray, state: State) 
         raise Invalid(
             f"gradient: shape {gradient.shape} does not fit weights of {weights.shape}; send the whole vector"
         )
-    names = _moment_names(outer)
-    _check_state(state, names, weights.shape, outer.kind)
-    number = state.step + 1
     new = np.empty(weights.shape, np.float32)
-    moments = {name: np.empty(weights.shape, np.float32) for name in names}
-    for start in range(0, weights.size, CHUNK):
-        place = slice(start, start + CHUNK)
-        old = {name: moment[place].astype(np.float64) for name, moment in state.moments.items()}
+    after = taken_over(outer, weights.shape, State(state.step, {n: m.copy() for n, m in state.moments.items()}))
+    step_window(outer, after.step, (weights, gradient, new), after.moments)
+    return new, after
+
+
+def taken_over(outer: Outer, shape: tuple[int, ...], state: State) -> State:
+    """Return the state after the next step, in the memory of `state`, for `step_window` to fill.
+
+    Raises `Invalid` for a state that is not this optimiser's, or not of weights of this shape.
+    """
+    names = _moment_names(outer)
+    _check_state(state, names, shape, outer.kind)
+    return State(state.step + 1, state.moments or {name: np.empty(shape, np.float32) for name in names})
+
+
+def step_window(outer: Outer, number: int, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], moments: Moments) -> None:
+    """Take step `number` for windows of (weights, gradient, new weights), all float32 of one shape.
+
+    The new weights and moments are written in place; at step 1 moments have no value yet. Elements do not know of each
+    other, so any cut into windows gives the same bits, and threads may do one each. Raises `TaskFailed` when a result
+    is not finite.
+    """
+    weights, gradient, new = arrays
+    size = _PIECE if moments else PIECE
+    for start in range(0, weights.size, size):
+        place = slice(start, min(start + size, weights.size))
+        along, wide = room.first[: place.stop - start], room.second[: place.stop - start]
+        np.copyto(along, gradient[place])
+        np.copyto(wide, weights[place])
+        old = {name: moment[place].astype(np.float64) for name, moment in moments.items()} if number > 1 else {}
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and told below
-            change, updated = _RULES[outer.kind](outer, gradient[place].astype(np.float64), old, number)
-            new[place] = weights[place].astype(np.float64) - outer.rate * change
-            for name in names:
-                moments[name][place] = updated[name]
+            change, updated = _RULES[outer.kind](outer, along, old, number)
+            for name, moment in moments.items():
+                moment[place] = updated[name]
+            change *= outer.rate  # in place, which a moment may share: it is stored
+            wide -= change
+            new[place] = wide
         if not all(np.isfinite(array[place]).all() for array in (new, *moments.values())):
             raise TaskFailed(f"weights: not finite after outer step {number}; lower sync.outer.rate ({outer.rate})")
-    return new, State(number, moments)
 
 
 def to_arrays(state: State) -> dict[str, np.ndarray]:

@@ -1,31 +1,29 @@
-"""How an update travels: cut into aligned chunks, clipped and quantised on the way out, checked on the way in."""
+"""How an update travels: cut into aligned chunks, made smaller on the way out, checked on the way in."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from atoll.errors import Invalid, TaskFailed
-from atoll.spec.plan import Transform
+from atoll.outer import sparse, zstd
+from atoll.outer.formats import FORMATS, Bytes, Format
+from atoll.spec.plan import Transform, disorder
 
-CHUNK = 262_144  # elements: 1 MiB of float32, and a whole number of blocks
-BLOCK = 1024  # elements that share one int8 scale
+CHUNK = 262_144  # elements: 1 MiB of float32, and a whole number of blocks of every format
 
-_FLOAT = np.dtype("<f4")
-# Scales stay where float32 is normal and 127 steps are finite: then no division by zero, no infinity at the receiver.
-_SMALLEST = np.float32(2.0**-126)
-_LARGEST = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
+_PIECE = 1 << 15  # elements of the norm that are float64 at a time
 _ROUNDING = 1 - 2.0**-22  # a clipped update stays within its bound after each element is rounded to float32
-
-Bytes = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One aligned piece of an encoded vector: `length` elements from element `offset`.
 
-    `data` is float32 or int8, little-endian; `scales` is one float32 per block of int8 and else empty.
+    `data` is what `encode` made of them: after topk the places that were kept (`atoll.outer.sparse`), then the numbers
+    in their format, little-endian (`atoll.outer.formats`); all of it in one frame after zstd. `scales` are those of
+    the format's blocks, and else empty.
     """
 
     offset: int
@@ -34,34 +32,91 @@ class Chunk:
     scales: Bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What an ordered list of transforms comes to."""
+
+    bound: float  # of the norm; infinity without clip
+    share: float | None  # kept by topk
+    format: Format
+    level: int | None  # of zstd
+    recalls_places: bool  # is what topk drops fed back, and
+    recalls_rounding: bool  # what the format rounds off?
+
+    @property
+    def recalls(self) -> bool:
+        return self.recalls_places or self.recalls_rounding
+
+    def count(self, length: int) -> int:
+        """Return how many numbers a chunk of `length` elements carries."""
+        return length if self.share is None else sparse.kept(self.share, length)
+
+    def data_bytes(self, length: int) -> tuple[int, int]:
+        """Return the least and the most bytes of a chunk's data, before zstd."""
+        count = self.count(length)
+        numbers = self.format.data_bytes(count)
+        places = (1, sparse.bit_bytes(length)) if self.share is not None else (0, 0)
+        return numbers + places[0], numbers + places[1]
+
+    def scale_bytes(self, length: int) -> int:
+        return self.format.scale_bytes(self.count(length))
+
+    def most_bytes(self, length: int) -> int:
+        most = self.data_bytes(length)[1]
+        return (most if self.level is None else zstd.most_bytes(most)) + self.scale_bytes(length)
+
+
 def encode(vector: np.ndarray, transforms: tuple[Transform, ...]) -> Iterator[Chunk]:
     """Return the chunks of a flat float32 vector with `transforms` applied, in offset order.
 
-    clip scales the whole vector, by its L2 norm in float64, to a norm of at most `value`. int8 stores
-    x as q = round-half-even(x / step), step = (largest magnitude of the block) / 127, so that each decoded element is
-    within half a step of x (0.5001 steps with float32 rounding; below 2**-126 the step is 2**-126). int8 after clip
-    may lift the norm over the bound by that error. Without transforms chunks are views: the vector must not change
-    until they are sent.
+    clip scales the whole vector, by its L2 norm in float64, to a norm of at most `value`. topk drops, of each chunk,
+    elements no larger than the smallest that it keeps, and is exact for those. The formats round each number within
+    the bound that `atoll.outer.formats` states; after clip that may lift the norm over `value`. zstd is exact. Without
+    a format chunks are views where they can be: the vector must not change until they are sent.
 
     Raises `TaskFailed` when the update is not finite, before the first chunk; `Invalid` for a wrong vector or order.
     """
-    names = tuple(transform.kind for transform in transforms)
-    quantised = _quantised(names)
-    if vector.ndim != 1 or vector.dtype != np.float32:
-        raise Invalid(f"update: {vector.dtype} of shape {vector.shape}: must be a flat float32 vector; concatenate it")
-    norm = _norm(vector)
-    bounds = [transform.value for transform in transforms if transform.value is not None]
-    factor = min(bounds) / norm * _ROUNDING if bounds and norm > min(bounds) else 1.0
-    return _chunks(vector, factor, quantised)
+    form = _form(transforms)
+    _check_flat("update", vector)
+    windows = _clipped(vector, None, form.bound)
+    return (_encoded(offset, window, form)[0] for offset, window in windows)
 
 
-def decode(chunk: Chunk, wire: tuple[str, ...], size: int) -> np.ndarray:
+def recalls(transforms: tuple[Transform, ...]) -> bool:
+    """Tell whether a site must remember what these transforms lose, and encode with `feedback`."""
+    return _form(transforms).recalls
+
+
+def feedback(
+    update: np.ndarray, residual: np.ndarray, transforms: tuple[Transform, ...]
+) -> Iterator[tuple[Chunk, np.ndarray]]:
+    """Return the chunks of update + residual, each with its window of the next residual, in offset order.
+
+    Error feedback (Seide et al., 2014; Karimireddy et al., 2019): what an update loses on the wire is added to the
+    next one, so that nothing is lost for good. `residual` is float32 of the update's shape, zeros at first. The next
+    residual is `corrected - decode(encode(corrected))` for those transforms that have `feedback`, in float32.
+    `corrected` is the sum after clip: clip bounds what leaves, and what it cuts off is not fed back.
+
+    A pure function of its arguments: to encode the same update again gives the same bytes and the same residual.
+    Memory beyond the vectors: O(CHUNK). Raises as `encode` does.
+    """
+    form = _form(transforms)
+    _check_flat("update", update)
+    _check_flat("residual", residual)
+    if residual.shape != update.shape:
+        raise Invalid(f"residual: {residual.size} elements, the update has {update.size}; begin again with zeros")
+    windows = _clipped(update, residual, form.bound)
+    return ((chunk, lost()) for chunk, lost in (_encoded(offset, window, form) for offset, window in windows))
+
+
+def decode(chunk: Chunk, transforms: tuple[Transform, ...], size: int) -> np.ndarray:
     """Return the float32 values of a chunk that another party sent, `size` being the receiver's own count.
 
-    Everything is checked before anything is allocated: the place on the grid, exact byte lengths for the encoding,
-    finite values. Without int8 the result is a read-only view of the chunk's bytes where these are read-only.
-    Raises `Invalid` saying what is wrong.
+    Everything is checked before anything is allocated: the place on the grid, byte lengths for the encoding, finite
+    values; zstd unpacks to no more than these lengths. Without a format the result is a read-only view of the chunk's
+    bytes where these are read-only. Raises `Invalid` saying what is wrong.
     """
+    form = _form(transforms)
     offset, length = chunk.offset, chunk.length
     if not isinstance(offset, int) or offset % CHUNK or not 0 <= offset < size:
         raise Invalid(f"chunk.offset: {offset!r}: must be a multiple of {CHUNK} below {size}; send aligned chunks")
@@ -69,93 +124,145 @@ def decode(chunk: Chunk, wire: tuple[str, ...], size: int) -> np.ndarray:
         raise Invalid(
             f"chunk.length: {length!r}: must be {min(CHUNK, size - offset)} at offset {offset}; send it whole"
         )
-    width = 1 if _quantised(wire) else 4
-    blocks = -(-length // BLOCK) if width == 1 else 0
-    _check_bytes("data", chunk.data, length * width)
-    _check_bytes("scales", chunk.scales, blocks * 4)
-    if width == 1:
-        return _dequantise(np.frombuffer(chunk.data, np.int8), np.frombuffer(chunk.scales, _FLOAT), offset)
-    values = np.frombuffer(chunk.data, _FLOAT)
-    if not np.isfinite(values).all():
-        raise Invalid(f"chunk.data: not finite somewhere in the {length} elements from {offset}; send finite values")
-    return values
+    least, most = form.data_bytes(length)
+    if form.level is None:
+        _check_bytes("data", chunk.data, least, most)
+    else:
+        _check_bytes("data", chunk.data, 1, zstd.most_bytes(most))
+    _check_bytes("scales", chunk.scales, form.scale_bytes(length), form.scale_bytes(length))
+    try:
+        return _decoded(chunk, form, least, most)
+    except Invalid as error:
+        raise Invalid(f"chunk at {offset}: {error}") from None
 
 
-def encoded_bytes(size: int, wire: tuple[str, ...]) -> int:
-    """Return the bytes of data and scales that a vector of `size` elements takes under these transforms."""
-    return size + 4 * -(-size // BLOCK) if _quantised(wire) else 4 * size
+def encoded_bytes(size: int, transforms: tuple[Transform, ...]) -> int:
+    """Return the bytes of data and scales that a vector of `size` elements takes; with topk or zstd, at most."""
+    form = _form(transforms)
+    whole, rest = divmod(size, CHUNK)
+    return whole * form.most_bytes(CHUNK) + (form.most_bytes(rest) if rest else 0)
 
 
-def _quantised(wire: tuple[str, ...]) -> bool:
-    for name in wire:
-        if name not in ("clip", "int8"):
-            raise Invalid(f"wire: {name!r}: there is no such transform; there is clip, int8")
-    if "int8" in wire[:-1]:
-        raise Invalid(f"wire: {', '.join(wire)}: nothing can follow int8; make it the last transform")
-    return wire[-1:] == ("int8",)
+def _form(transforms: tuple[Transform, ...]) -> _Form:
+    if words := disorder(transforms):
+        raise Invalid(f"wire: {words}")
+    by_kind = {step.kind: step for step in transforms}
+    topk, packed = by_kind.get("topk"), by_kind.get("zstd")
+    name = next((kind for kind in by_kind if kind in FORMATS), "float32")
+    return _Form(
+        bound=min((step.value for step in transforms if step.value is not None), default=math.inf),
+        share=topk.share if topk else None,
+        format=FORMATS[name],
+        level=(packed.level or zstd.LEVEL) if packed else None,
+        recalls_places=topk is not None and topk.feedback,
+        recalls_rounding=name in by_kind and by_kind[name].feedback,
+    )
 
 
-def _norm(vector: np.ndarray) -> float:
-    """L2 norm in float64, summed pairwise by window so that it never depends on the number of threads."""
+# --- the way out --------------------------------------------------------------------------------------------------
+
+
+def _clipped(vector: np.ndarray, residual: np.ndarray | None, bound: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Look the whole vector through now, and return its (offset, window)s, corrected by `residual` and within `bound`.
+
+    It is looked through twice rather than copied: a window is corrected again, to the same bits.
+    """
+
+    def corrected(offset: int) -> np.ndarray:
+        window = np.ascontiguousarray(vector[offset : offset + CHUNK], "<f4")
+        if residual is None:
+            return window
+        with np.errstate(over="ignore"):  # what is not finite is found and told below
+            return window + residual[offset : offset + CHUNK]
+
+    norm = _norm(vector.size, corrected, bound != math.inf)
+    factor = bound / norm * _ROUNDING if norm > bound else 1.0
+
+    def scaled(offset: int) -> np.ndarray:
+        window = corrected(offset)
+        return window if factor == 1.0 else np.multiply(window, factor, dtype=np.float64).astype("<f4")
+
+    return ((offset, scaled(offset)) for offset in range(0, vector.size, CHUNK))
+
+
+def _norm(size: int, window_at: Callable[[int], np.ndarray], wanted: bool) -> float:
+    """Return the L2 norm in float64, or 0.0 where it is not `wanted`; raise `TaskFailed` for what is not finite.
+
+    It is summed pairwise by piece, so that it never depends on the number of threads.
+    """
     squares: list[float] = []
-    for offset in range(0, vector.size, CHUNK):
-        window = vector[offset : offset + CHUNK].astype(np.float64)
-        # Squares of finite float32 cannot overflow float64, so the sum is finite exactly when the update is.
-        squares.append(float(np.square(window, out=window).sum()))
-        if not math.isfinite(squares[-1]):
-            bad = offset + int(np.argmin(np.isfinite(vector[offset : offset + CHUNK])))
+    scratch = np.empty(_PIECE)
+    for offset in range(0, size, CHUNK):
+        window = window_at(offset)
+        finite = np.isfinite(window)
+        if not finite.all():
+            bad = int(np.argmin(finite))
             raise TaskFailed(
-                f"update: {vector[bad]} at element {bad}: the update is not finite; "
+                f"update: {window[bad]} at element {offset + bad}: the update is not finite; "
                 "lower the learning rate or mend the loss"
             )
+        for start in range(0, window.size if wanted else 0, _PIECE):
+            piece = window[start : start + _PIECE]
+            wide = scratch[: piece.size]
+            np.copyto(wide, piece)
+            squares.append(float(np.square(wide, out=wide).sum()))  # of finite float32: no overflow
     return math.sqrt(math.fsum(squares))
 
 
-def _chunks(vector: np.ndarray, factor: float, quantised: bool) -> Iterator[Chunk]:
-    for offset in range(0, vector.size, CHUNK):
-        window = np.ascontiguousarray(vector[offset : offset + CHUNK], _FLOAT)
-        if factor != 1.0:
-            window = np.multiply(window, factor, dtype=np.float64).astype(_FLOAT)
-        if quantised:
-            data, scales = _quantise(window)
-            yield Chunk(offset, window.size, data.data.cast("B"), scales.data.cast("B"))
-        else:
-            yield Chunk(offset, window.size, window.data.cast("B"))
+def _encoded(offset: int, window: np.ndarray, form: _Form) -> tuple[Chunk, Callable[[], np.ndarray]]:
+    """Return a window's chunk, and how to find what of it is lost and to be recalled."""
+    places = None if form.share is None else sparse.largest(window, form.count(window.size))
+    picked = window if places is None else window[places]
+    numbers, scales = form.format.pack(picked)
+
+    def lost() -> np.ndarray:
+        rounding = np.zeros_like(picked)
+        if form.recalls_rounding:
+            np.subtract(picked, form.format.unpack(_bytes(numbers), _bytes(scales), picked.size), out=rounding)
+        if places is None:
+            return rounding
+        rest = window.copy() if form.recalls_places else np.zeros_like(window)
+        rest[places] = rounding
+        return rest
+
+    data = numbers.view(np.uint8)
+    if form.level is not None:
+        data = zstd.grouped(data, form.format.width)
+    if places is not None:
+        data = np.concatenate([sparse.pack(places, window.size), data])
+    packed = _bytes(data) if form.level is None else zstd.pack(data, form.level)
+    return Chunk(offset, window.size, packed, _bytes(scales)), lost
 
 
-def _blocks(flat: np.ndarray) -> list[np.ndarray]:
-    """Return 2-D views with one block a row: the whole blocks, then a shorter last one."""
-    whole = flat.size - flat.size % BLOCK
-    views = [flat[:whole].reshape(-1, BLOCK), flat[whole:].reshape(1, -1)]
-    return [view for view in views if view.size]
+def _bytes(array: np.ndarray) -> memoryview:
+    return array.data.cast("B")
 
 
-def _quantise(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    data = np.empty(window.size, np.int8)
-    scales: list[np.ndarray] = []
-    for source, target in zip(_blocks(window), _blocks(data), strict=True):
-        top = np.maximum(source.max(axis=1), -source.min(axis=1))
-        scale = np.clip(top / np.float32(127), _SMALLEST, _LARGEST)
-        steps = source / scale[:, None]
-        np.copyto(target, np.rint(steps, out=steps), casting="unsafe")
-        scales.append(scale)
-    return data, np.concatenate(scales).astype(_FLOAT, copy=False)
+# --- the way in ---------------------------------------------------------------------------------------------------
 
 
-def _dequantise(steps: np.ndarray, scales: np.ndarray, offset: int) -> np.ndarray:
-    if not bool(((scales >= 0) & (scales <= _LARGEST)).all()):  # NaN is in no range
-        raise Invalid(f"chunk.scales: outside 0 to {_LARGEST:g} in the chunk at {offset}; send finite scales")
-    if int(steps.min()) < -127:
-        raise Invalid(f"chunk.data: -128 in the chunk at {offset}: int8 steps run from -127 to 127; encode it again")
-    values = steps.astype(np.float32)
-    row = 0
-    for block in _blocks(values):
-        block *= scales[row : row + len(block), None]
-        row += len(block)
-    return values
+def _decoded(chunk: Chunk, form: _Form, least: int, most: int) -> np.ndarray:
+    length, count = chunk.length, form.count(chunk.length)
+    data = memoryview(chunk.data) if form.level is None else zstd.unpack(chunk.data, least, most)
+    split = len(data) - form.format.data_bytes(count)
+    numbers: Bytes = data[split:]
+    if form.level is not None:
+        numbers = _bytes(zstd.ungrouped(np.frombuffer(numbers, np.uint8), form.format.width))
+    values = form.format.unpack(numbers, chunk.scales, count)
+    if form.share is None:
+        return values
+    window = np.zeros(length, np.float32)
+    window[sparse.unpack(data[:split], count, length)] = values
+    return window
 
 
-def _check_bytes(field: str, data: Bytes, expected: int) -> None:
+def _check_bytes(field: str, data: Bytes, least: int, most: int) -> None:
     given = memoryview(data).nbytes
-    if given != expected:
-        raise Invalid(f"chunk.{field}: {given} bytes: must be {expected} for this encoding; send the chunk whole")
+    if not least <= given <= most:
+        due = f"{most}" if least == most else f"{least} to {most}"
+        raise Invalid(f"chunk.{field}: {given} bytes: must be {due} for this encoding; send the chunk whole")
+
+
+def _check_flat(name: str, vector: np.ndarray) -> None:
+    if vector.ndim != 1 or vector.dtype != np.float32:
+        raise Invalid(f"{name}: {vector.dtype} of shape {vector.shape}: must be a flat float32 vector; concatenate it")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from atoll.errors import Invalid, TaskFailed, Unavailable
 from atoll.planner import allowed
-from atoll.planner.ask import Answers
+from atoll.planner.ask import Answers, Role
 from atoll.planner.explain import duration, volume
 from atoll.planner.points import Point, points
 from atoll.planner.price import (
@@ -24,6 +24,7 @@ from atoll.planner.price import (
 from atoll.spec.fleet import Fleet, Profile
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason, Sync
+from atoll.spec.task import beyond_arrays
 
 TIE_SHARE = 0.10
 TIE_SECONDS = 1.0
@@ -46,15 +47,17 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
     not every named one) can, `TaskFailed` when sites built different models, `Invalid` for a wait that cannot end.
     """
     admitted = allowed.trainers(job, fleet, answers)
+    profiles, guessed = _guessed(admitted.sites, answers, profiles)
     sites, unable = _able(job, fleet, admitted.sites, profiles)
     _check_same_model(sites, profiles)
     _check_wait(job.sync, len(sites))
+    gradients = _check_gradients(job, [profiles[site] for site in sites])
     initialiser = allowed.initialiser(sites, answers)
     evaluating = allowed.evaluators(job, fleet, answers, sites)
     layouts = {site: _best_layout(job, fleet, site, profiles[site]) for site in sites}
     at = places(layouts, fleet, profiles)
     gather = _gather(job, fleet, answers, layouts, at)
-    synced = [_candidate(job, point, layouts, at) for point in points(job, len(sites))]
+    synced = [_candidate(job, point, layouts, at) for point in points(job, len(sites), gradients)]
     chosen, considered = _take(job, synced)
     others = _other_layouts(job, fleet, layouts, profiles, chosen)
     sync = chosen.candidate.sync
@@ -67,7 +70,7 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
         sync=sync,
         rounds=rounds(job.steps, sync.period),
         price=chosen.price,
-        reasons=(_why(job, chosen, synced), *admitted.left_out, *unable, *evaluating.left_out),
+        reasons=(_why(job, chosen, synced), *admitted.left_out, *guessed, *unable, *evaluating.left_out),
         considered=(*gather, *considered, *others),
     )
 
@@ -83,6 +86,24 @@ def choose_sites(job: EvaluateJob | PredictJob | QueryJob, answers: Answers, fle
         rounds=0,
         reasons=admitted.left_out,
     )
+
+
+def _guessed(
+    sites: Sequence[str], answers: Answers, profiles: Mapping[str, Profile]
+) -> tuple[Mapping[str, Profile], tuple[Reason, ...]]:
+    """Fill in the profile of a site whose owner lets no metric out: a profile is one, and stays there with the rest."""
+    if not profiles:
+        return profiles, ()
+    slowest = max(sorted(profiles), key=lambda site: profiles[site].step_seconds)
+    silent = [site for site in sites if site not in profiles and _refuses(answers, site, "metric")]
+    words = "lets no metric out, so nobody was told how fast it is; it is priced like the slowest other one,"
+    reasons = tuple(Reason(by="capability", words=f"{site} {words} {slowest}") for site in silent)
+    return {**profiles, **dict.fromkeys(silent, profiles[slowest])}, reasons
+
+
+def _refuses(answers: Answers, site: str, role: Role) -> bool:
+    decision = answers.get(site, {}).get(role)
+    return decision is not None and not decision.allowed
 
 
 def _able(
@@ -124,9 +145,20 @@ def _check_wait(sync: Sync | None, sites: int) -> None:
         raise Invalid(f"sync.wait.count: {wait.count} sites, and {sites} can train; set it to at most {sites}")
 
 
-def _degrees(job: TrainJob, fleet: Fleet, name: str) -> range:
+def _check_gradients(job: TrainJob, profiles: Sequence[Profile]) -> bool:
+    """Return whether the task has gradients to share; raise `Invalid` for what a job pins that needs them."""
+    if all(profile.gradients for profile in profiles):
+        return True
+    if job.sync and (words := beyond_arrays(job.sync)):
+        raise Invalid(f"sync.{words}")
+    if job.layout and job.layout.ranks > 1:
+        raise Invalid(f"layout: {job.layout.ranks} ranks share gradients, and a task of arrays has none; remove it")
+    return False
+
+
+def _degrees(job: TrainJob, fleet: Fleet, name: str, profile: Profile) -> range:
     site = fleet.site(name)
-    devices = len(largest_node(site)) if site else 1
+    devices = len(largest_node(site)) if site and profile.gradients else 1
     return range(1, min(MOST_RANKS, devices, job.batch) + 1)
 
 
@@ -134,7 +166,7 @@ def _best_layout(job: TrainJob, fleet: Fleet, site: str, profile: Profile) -> La
     """Return the pinned layout, or the fewest ranks whose step is within the tie's share of the fastest."""
     if job.layout is not None:
         return job.layout
-    options = [Layout(data=degree) for degree in _degrees(job, fleet, site)]
+    options = [Layout(data=degree) for degree in _degrees(job, fleet, site, profile)]
     steps = [places({site: layout}, fleet, {site: profile})[0].step_seconds for layout in options]
     fastest = min(steps)
     return next(layout for layout, step in zip(options, steps, strict=True) if step <= fastest * (1 + TIE_SHARE))
@@ -204,7 +236,7 @@ def _other_layouts(
 ) -> list[Candidate]:
     """Return the chosen sync under every other equal number of ranks, each with its price and reason."""
     sync = chosen.candidate.sync
-    most = {site: _degrees(job, fleet, site)[-1] for site in layouts}
+    most = {site: _degrees(job, fleet, site, profiles[site])[-1] for site in layouts}
     others: list[Candidate] = []
     for degree in range(1, max(most.values()) + 1):
         other = {site: Layout(data=min(degree, most[site])) for site in layouts}

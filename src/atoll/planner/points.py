@@ -1,10 +1,11 @@
 """Points of the outer space worth pricing for a job, nearest to centralised training first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from atoll.spec.job import Optimiser, TrainJob
 from atoll.spec.plan import Outer, Reason, Sync
+from atoll.spec.task import beyond_arrays
 
 FEDAVG_PERIODS = (5, 10, 20, 50)
 DILOCO_PERIODS = (20, 50, 100)
@@ -21,13 +22,16 @@ class Point:
     rejected: tuple[Reason, ...] = ()
 
 
-def points(job: TrainJob, sites: int) -> tuple[Point, ...]:
+def points(job: TrainJob, sites: int, gradients: bool = True) -> tuple[Point, ...]:
     """Return the points to consider for `sites` sites, by rising period; a pinned sync takes its own place first.
+
+    Where the task has no `gradients`, for it hands over arrays, points that need them are there, rejected.
 
     DiLoCo is for jobs whose inner optimiser is Adam or AdamW (Douillard et al., 2023); at its periods it stands in
     for FedAvg. Sites keep the state of an optimiser that has any: Adam begun anew every few steps converges badly.
     """
     free = (_alone(job),) if sites == 1 else (_every_step(job.optimiser), *_periods(job))
+    free = free if gradients else tuple(_of_arrays(point) for point in free)
     if job.sync is None:
         return free
     pinned = Point(name(job.sync), job.sync)
@@ -39,6 +43,11 @@ def name(sync: Sync) -> str:
     if sync.exchange == "gradient" and sync.period == 1 and sync.wait.kind == "all":
         return "exchange every step"
     return f"{sync.preset or f'{sync.exchange} exchange'}, period {sync.period}"
+
+
+def _of_arrays(point: Point) -> Point:
+    words = beyond_arrays(point.sync)
+    return replace(point, rejected=(*point.rejected, Reason(by="capability", words=words))) if words else point
 
 
 def _alone(job: TrainJob) -> Point:

@@ -4,7 +4,9 @@ P parameters, S sites, T steps, k = period, R = ceil(T / k) rounds, r ranks at a
 
     step       s(r) = step_seconds / min(r, d) + [r > 1] x (ALL_REDUCE_SECONDS + 2 (r-1)/r x 4 P / LOCAL_BANDWIDTH)
     compute    C = T x max over sites of s(r)                                                     seconds
-    down, up   4 P, and 4 P or with int8 P + 4 ceil(P / 1024)                                     bytes
+    down       4 P                                                                                bytes
+    up         o + b(n), with n = P and o = 0, or under topk n = ceil(share P), o = min(ceil(P / 8), 2 n) for places
+    b(n)       4 n, bfloat16 2 n, int8 n + 4 ceil(n / 1024), int4 ceil(n / 2) + 2 ceil(n / 64)    bytes
     link       L = max over sites of ROUND_TRIPS x latency + (down + up) / bandwidth              seconds
     hub        H = n (down + up) / HUB_BANDWIDTH, for the hub shares its link among n sites       seconds
     transfer   X = R x (max(L, H) + ROUND_SECONDS)                                                seconds
@@ -13,8 +15,9 @@ P parameters, S sites, T steps, k = period, R = ceil(T / k) rounds, r ranks at a
     seconds    (C + X) x n / S
 
 n is S, unless rounds wait for a buffer of n updates: then sites deliver by turns, and a round comes S / n times as
-often. A quorum is priced as if every site came. Starting workers, statistics and evaluation are not counted, nor
-is overlap of transfer with compute, nor several sites sharing one machine.
+often. A quorum is priced as if every site came. What zstd saves is not known before it is tried, and counts as
+nothing. Starting workers, statistics and evaluation are not counted, nor is the work of encoding, overlap of transfer
+with compute, nor several sites sharing one machine.
 """
 
 import math
@@ -27,6 +30,7 @@ from atoll.spec.plan import Layout, Price, Sync
 
 FLOAT_BYTES = 4
 INT8_BLOCK = 1024  # parameters that share one float32 scale
+INT4_BLOCK = 64  # parameters that share one bfloat16 scale
 ALL_REDUCE_SECONDS = 1e-3  # start of one all-reduce between local processes
 LOCAL_BANDWIDTH = 1e9  # bytes per second between ranks of one machine, gloo over loopback
 HUB_BANDWIDTH = 1e9  # bytes per second a hub on two cores receives, adds and sends
@@ -74,10 +78,22 @@ def places(layouts: Mapping[str, Layout], fleet: Fleet, profiles: Mapping[str, P
 
 
 def wire_bytes(parameters: int, sync: Sync) -> int:
-    """Bytes of one site's update on the wire, after the sync's transforms."""
-    if any(step.kind == "int8" for step in sync.wire):
-        return parameters + FLOAT_BYTES * math.ceil(parameters / INT8_BLOCK)
-    return FLOAT_BYTES * parameters
+    """Bytes of one site's update on the wire, after the sync's transforms, as if it were one chunk.
+
+    Places that topk keeps take a bit a parameter, or about two bytes each where that is less. zstd counts as nothing.
+    """
+    kinds = {step.kind: step for step in sync.wire}
+    numbers, places = parameters, 0
+    if (topk := kinds.get("topk")) and topk.share is not None:
+        numbers = math.ceil(topk.share * parameters)
+        places = min(math.ceil(parameters / 8), 2 * numbers)
+    if "bfloat16" in kinds:
+        return places + 2 * numbers
+    if "int8" in kinds:
+        return places + numbers + FLOAT_BYTES * math.ceil(numbers / INT8_BLOCK)
+    if "int4" in kinds:
+        return places + math.ceil(numbers / 2) + 2 * math.ceil(numbers / INT4_BLOCK)
+    return places + FLOAT_BYTES * numbers
 
 
 def rounds(steps: int, period: int) -> int:

@@ -1,8 +1,9 @@
 """What was decided: an inner layout per site, one outer sync, its price, and why."""
 
-from typing import Any, Literal, Self, cast
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from atoll.spec.document import Document, Name, near_miss
 
@@ -43,21 +44,62 @@ class Outer(Document):
 
 
 class Transform(Document):
-    """One step of what the agent does to an update before it leaves.
+    """One step of what the agent does to an update before it leaves, in the order of `ORDER`; all but clip once.
 
-    clip: scale the whole update to an L2 norm of at most `value`. int8: symmetric quantisation per block of 1024.
+    clip: scale the whole update to an L2 norm of at most `value`.
+    topk: of each chunk, keep the `share` of elements that are largest in magnitude; the others are sent as nothing.
+    bfloat16, int8, int4: round each number: to 8 significant bits, to 127 steps a side per block of 1024, to 7 steps
+    a side per block of 64. The stated errors are in `atoll.outer.formats`.
+    zstd: compress without loss, at `level` (1 when left out).
+
+    `feedback`, of what loses something: the site adds what was lost to its next update (Seide et al., 2014).
     """
 
-    kind: Literal["clip", "int8"]
+    kind: Literal["clip", "topk", "bfloat16", "int8", "int4", "zstd"]
     value: PositiveFloat | None = None
+    share: float | None = Field(default=None, gt=0, lt=1)
+    level: int | None = Field(default=None, ge=1, le=19)
+    feedback: bool = True
+
+    @property
+    def lossy(self) -> bool:
+        return self.kind in ("topk", "bfloat16", "int8", "int4")
 
     @model_validator(mode="after")
-    def _clip_has_a_bound(self) -> Self:
+    def _fields_of_its_kind(self) -> Self:
         if self.kind == "clip" and self.value is None:
             raise ValueError("clip needs a bound; set value: 1.0")
-        if self.kind == "int8" and self.value is not None:
-            raise ValueError("int8 takes no value; remove it")
+        if self.kind == "topk" and self.share is None:
+            raise ValueError("topk needs the share to keep; set share: 0.01")
+        for field, owner in (("value", "clip"), ("share", "topk"), ("level", "zstd")):
+            if self.kind != owner and getattr(self, field) is not None:
+                raise ValueError(f"{self.kind} takes no {field}; remove it")
+        if not self.feedback and not self.lossy:
+            raise ValueError(f"{self.kind} has nothing to feed back; remove feedback")
         return self
+
+
+ORDER = (("clip",), ("topk",), ("bfloat16", "int8", "int4"), ("zstd",))  # of the wire: at most one of each, and clips
+
+
+def disorder(wire: tuple[Transform, ...]) -> str | None:
+    """Return what is wrong with the order of transforms, and the mend; None for an order that can be carried out."""
+    rank = {kind: place for place, kinds in enumerate(ORDER) for kind in kinds}
+    for before, after in pairwise(step.kind for step in wire):
+        if rank[before] > rank[after]:
+            return f"{after} cannot follow {before}; put {after} before {before}"
+        if rank[before] == rank[after] and before != "clip":
+            return f"{after} follows {before}, and a wire takes one of {', '.join(ORDER[rank[after]])}; remove one"
+    return None
+
+
+def _in_order(wire: tuple[Transform, ...]) -> tuple[Transform, ...]:
+    if words := disorder(wire):
+        raise ValueError(words)
+    return wire
+
+
+Wire = Annotated[tuple[Transform, ...], AfterValidator(_in_order)]
 
 
 class Wait(Document):
@@ -66,6 +108,8 @@ class Wait(Document):
     all: every site of the run. quorum: once `deadline` seconds have passed, `count` sites are enough.
     buffer: `count` updates, from whoever sends them first (asynchronous, FedBuff); an update that is s versions
     old weighs 1/(1+s)**`staleness`. A round that `patience` seconds could not settle fails the run.
+    Under quorum and buffer the stages around the rounds go on after `deadline`, too: statistics with `count` sites, the
+    first weights with another site's, metrics with one site; the result names who did not answer.
     """
 
     kind: Literal["all", "quorum", "buffer"] = "all"
@@ -93,7 +137,7 @@ class Sync(Document):
     merge: Literal["mean", "weighted_mean", "median", "trimmed_mean"] = "weighted_mean"
     trim: float = Field(default=0.1, ge=0, lt=0.5)  # trimmed_mean: the share cut off at each end
     outer: Outer = Outer()
-    wire: tuple[Transform, ...] = ()
+    wire: Wire = ()
     proximal: float = Field(default=0.0, ge=0)  # FedProx mu: pulls each site's steps towards the round's start
     keep_optimiser: bool = False  # keep the inner optimiser's state from round to round (DiLoCo does)
 
