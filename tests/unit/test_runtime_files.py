@@ -1,158 +1,38 @@
-"""What hub and sites keep of a run on disk: spool, weights, fence. Whole and verified, or not there."""
+"""What the hub keeps of a run on disk: weights and outer state, whole and verified or not there."""
+
+import threading
 
 import numpy as np
 import pytest
 
-from atoll.boundary.channel import Frame
-from atoll.errors import Corrupt, Invalid, LinkLost
+from atoll.errors import Corrupt, Invalid, Unavailable
 from atoll.outer.optimiser import State as OuterState
-from atoll.outer.wire import CHUNK, encode
-from atoll.runtime.files import RunFiles
-from atoll.runtime.kept import Kept, RunFolder, file_digest
-from atoll.runtime.spool import Spool
+from atoll.outer.wire import encode
+from atoll.registry.weights import save
+from atoll.runtime.files import Folders, RunFiles
 from atoll.spec.document import sha256
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Transform
 
-SIZE = CHUNK + 1000  # two frames
-INT8 = (Transform(kind="clip", value=1.0), Transform(kind="int8"))
-WIRE = ("clip", "int8")
+SIGNATURE = (TensorSpec(name="w", shape=(4, 2)),)
 
 
-def vector(size=SIZE, seed=1):
+def vector(size=8, seed=1):
     return np.random.default_rng(seed).normal(size=size).astype(np.float32)
-
-
-def received(spool, name=(1, "lyon"), size=SIZE):
-    found = np.full(size, np.nan, np.float32)
-    for offset, values in spool.windows(name, (), size):
-        found[offset : offset + len(values)] = values
-    return found
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- the spool
-
-
-def test_an_update_comes_back_as_it_was_in_as_many_passes_as_wanted(tmp_path):
-    spool = Spool(tmp_path)
-    digest = spool.receive((1, "lyon"), encode(vector(), ()), (), SIZE)
-    assert np.array_equal(received(spool), vector())
-    assert np.array_equal(received(spool), vector())
-    assert spool.holds((1, "lyon"), digest)
-    assert names(tmp_path) == ["1-lyon.update"]
-
-
-def test_a_quantised_update_is_kept_as_it_came_and_decoded_when_it_is_read(tmp_path):
-    spool = Spool(tmp_path)
-    spool.receive((1, "lyon"), encode(vector(), INT8), WIRE, SIZE)
-    windows = dict(spool.windows((1, "lyon"), WIRE, SIZE))
-    assert list(windows) == [0, CHUNK]
-    assert (tmp_path / "1-lyon.update").stat().st_size < SIZE * 1.1
-
-
-def broken(kind):
-    first, second = encode(vector(), ())
-    spoiled = vector()
-    spoiled[5] = np.nan
-    nan = Frame(0, CHUNK, spoiled[:CHUNK].tobytes())
-    return {
-        "truncated": [first],
-        "empty": [],
-        "oversized": [first, second, Frame(2 * CHUNK, 1000, bytes(4000))],
-        "twice": [first, first, second],
-        "wrong order": [second, first],
-        "wrong offset": [first, Frame(CHUNK + 1, 999, bytes(3996))],
-        "negative offset": [Frame(-CHUNK, CHUNK, first.data)],
-        "short data": [Frame(0, CHUNK, bytes(first.data)[:-4])],
-        "long data": [Frame(0, CHUNK, bytes(first.data) + bytes(4))],
-        "scales": [Frame(0, CHUNK, first.data, bytes(4))],
-        "not finite": [nan, second],
-    }[kind]
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "truncated",
-        "empty",
-        "oversized",
-        "twice",
-        "wrong order",
-        "wrong offset",
-        "negative offset",
-        "short data",
-        "long data",
-        "scales",
-        "not finite",
-    ],
-)
-def test_a_wrong_stream_is_invalid_and_leaves_no_trace(tmp_path, kind):
-    spool = Spool(tmp_path)
-    with pytest.raises(Invalid):
-        spool.receive((1, "lyon"), iter(broken(kind)), (), SIZE)
-    assert names(tmp_path) == []
-
-
-def test_an_update_in_another_encoding_than_the_plans_is_invalid(tmp_path):
-    spool = Spool(tmp_path)
-    with pytest.raises(Invalid):
-        spool.receive((1, "lyon"), encode(vector(), ()), WIRE, SIZE)
-    with pytest.raises(Invalid):
-        spool.receive((1, "lyon"), encode(vector(), INT8), (), SIZE)
-    assert names(tmp_path) == []
-
-
-def test_a_link_that_breaks_leaves_no_trace_and_what_was_whole_before_stays(tmp_path):
-    def breaking():
-        yield next(encode(vector(seed=2), ()))
-        raise LinkLost("the stream broke off")
-
-    spool = Spool(tmp_path)
-    digest = spool.receive((1, "lyon"), encode(vector(), ()), (), SIZE)
-    with pytest.raises(LinkLost):
-        spool.receive((1, "lyon"), breaking(), (), SIZE)
-    assert spool.holds((1, "lyon"), digest)
-    assert names(tmp_path) == ["1-lyon.update"]
-
-
-def test_changed_bytes_and_a_missing_file_are_told_from_the_digest(tmp_path):
-    spool = Spool(tmp_path)
-    digest = spool.receive((1, "lyon"), encode(vector(), ()), (), SIZE)
-    spool.check((1, "lyon"), digest)
-    with (tmp_path / "1-lyon.update").open("r+b") as file:
-        file.seek(1000)
-        file.write(b"\x01")
-    assert not spool.holds((1, "lyon"), digest)
-    with pytest.raises(Corrupt, match="update of lyon for stage 1 is not what was received"):
-        spool.check((1, "lyon"), digest)
-    assert not spool.holds((2, "lyon"), digest)
-
-
-def test_only_what_is_spent_is_dropped_whatever_dots_and_dashes_a_site_is_called_by(tmp_path):
-    spool = Spool(tmp_path)
-    for name in [(1, "lyon"), (2, "lyon"), (1, "saint-denis.north"), (11, "oslo")]:
-        spool.receive(name, encode(vector(8), ()), (), 8)
-    asked = []
-    spool.drop(lambda position, site: asked.append((position, site)) or (position, site) == (1, "saint-denis.north"))
-    assert sorted(asked) == [(1, "lyon"), (1, "saint-denis.north"), (2, "lyon"), (11, "oslo")]
-    assert names(tmp_path) == ["1-lyon.update", "11-oslo.update", "2-lyon.update"]
-
-
-# --- the hub's files of a run
-
-
-SIGNATURE = (TensorSpec(name="w", shape=(4, 2)),)
+def brought(files, position):
+    files.spool.receive((position, "lyon"), lambda offset: encode(vector(), ()), (), 8)
 
 
 def test_weights_are_named_by_their_digest_and_verified_when_read(tmp_path):
     files = RunFiles(tmp_path)
-    digest = files.put_weights(vector(8), SIGNATURE)
+    digest = files.put_weights(vector(), SIGNATURE)
     again = RunFiles(tmp_path)
-    assert np.array_equal(again.vector(digest, SIGNATURE), vector(8))
+    assert np.array_equal(again.vector(digest, SIGNATURE), vector())
     assert sha256(files.get(digest)) == digest
     path = tmp_path / f"{digest.removeprefix('sha256:')}.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
@@ -163,12 +43,78 @@ def test_weights_are_named_by_their_digest_and_verified_when_read(tmp_path):
         files.get(digest)
 
 
+def test_a_file_is_the_safetensors_one_and_written_from_pieces_the_very_same(tmp_path):
+    files, big = RunFiles(tmp_path), (TensorSpec(name="w", shape=(700_000,)), TensorSpec(name="b", shape=()))
+    whole = vector(700_001)
+    digest = files.put_weights(whole, big)
+    assert bytes(files.get(digest)) == save(whole, big)
+    growing = np.empty_like(whole)
+
+    def pieces():
+        for start in range(0, whole.size, 300_000):
+            growing[start : start + 300_000] = whole[start : start + 300_000]
+            yield growing[start : start + 300_000]
+
+    assert RunFiles(tmp_path / "again").put_weights(growing, big, pieces()) == digest
+    assert names(tmp_path / "again") == [f"{digest.removeprefix('sha256:')}.safetensors", "spool"]
+
+
+@pytest.mark.parametrize("size", [7, 9])
+def test_weights_that_are_not_the_signatures_are_refused(tmp_path, size):
+    with pytest.raises(Invalid, match="the signature has 8"):
+        RunFiles(tmp_path).put_weights(vector(size), SIGNATURE)
+    assert names(tmp_path) == ["spool"]
+
+
+def test_what_fails_while_it_is_written_leaves_nothing(tmp_path):
+    def failing(error):
+        yield vector()
+        raise error
+
+    files = RunFiles(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        files.put_weights(vector(), SIGNATURE, failing(ZeroDivisionError()))
+    with pytest.raises(Unavailable, match="free some space"):
+        files.put_weights(vector(), SIGNATURE, failing(OSError(28, "No space left on device")))
+    assert names(tmp_path) == ["spool"]
+
+
+def test_given_weights_cannot_be_changed_and_are_read_once_whoever_asks(tmp_path):
+    digest = RunFiles(tmp_path).put_weights(vector(), SIGNATURE)
+    files, found = RunFiles(tmp_path), []
+    threads = [threading.Thread(target=lambda: found.append(files.vector(digest, SIGNATURE))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(found) == 8
+    assert all(one is found[0] for one in found)
+    with pytest.raises(ValueError, match="read-only"):
+        found[0][0] = 1
+
+
+def test_a_registered_models_weights_are_read_from_where_they_lie(tmp_path):
+    files = RunFiles(tmp_path)
+    data = save(vector(), SIGNATURE)
+    assert np.array_equal(files.vector(sha256(data), SIGNATURE, {sha256(data): data}.__getitem__), vector())
+
+
 def test_the_outer_state_comes_back_and_a_file_that_is_none_is_corrupt(tmp_path):
     files = RunFiles(tmp_path)
-    state = OuterState(3, {"momentum": vector(8)})
-    back = files.outer(files.put_outer(state))
-    assert back.step == 3
-    assert np.array_equal(back.moments["momentum"], vector(8))
+    state = OuterState(3, {"momentum": vector()})
+    digest = files.put_outer(state)
+    assert files.outer(digest) is state  # whose it is from now on
+    for back in (files.outer(digest), RunFiles(tmp_path).outer(digest)):
+        assert back.step == 3
+        assert np.array_equal(back.moments["momentum"], vector())
+        back.moments["momentum"][0] = 0  # a step is taken in place, and what is on disk stays
+    path = tmp_path / f"{digest.removeprefix('sha256:')}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(Corrupt, match="the stored bytes are others"):
+        files.outer(digest)
+    path.unlink()
+    with pytest.raises(Corrupt, match="not among the run's files"):
+        files.outer(digest)
     digest = sha256(b"rubbish")
     (tmp_path / f"{digest.removeprefix('sha256:')}.safetensors").write_bytes(b"rubbish")
     with pytest.raises(Corrupt):
@@ -179,85 +125,42 @@ def test_tidying_keeps_this_rounds_and_the_last_rounds_files_and_what_is_not_spe
     files = RunFiles(tmp_path)
     kept = []
     for number in range(5):
-        kept.append(files.put_weights(vector(8, seed=number), SIGNATURE))
-        kept.append(files.put_outer(OuterState(number, {"momentum": vector(8, seed=number)})))
-        files.spool.receive((number, "lyon"), encode(vector(8), ()), (), 8)
+        kept.append(files.put_weights(vector(seed=number), SIGNATURE))
+        kept.append(files.put_outer(OuterState(number, {"momentum": vector(seed=number)})))
+        brought(files, number)
     files.tidy(lambda position, site: position < 3)
     assert {path.stem for path in tmp_path.glob("*.safetensors")} == {
         name.removeprefix("sha256:") for name in kept[-4:]
     }
     assert names(tmp_path / "spool") == ["3-lyon.update", "4-lyon.update"]
-    assert np.array_equal(RunFiles(tmp_path).vector(kept[-2], SIGNATURE), vector(8, seed=4))
-    files.remove()
-    assert not tmp_path.exists()
+    assert np.array_equal(RunFiles(tmp_path).vector(kept[-2], SIGNATURE), vector(seed=4))
 
 
-# --- what a site keeps
+def test_a_sweep_drops_runs_that_are_over_or_unknown_and_half_written_files_of_the_others(tmp_path):
+    folders = Folders(tmp_path / "runs")
+    digest = folders.of("open-1").put_weights(vector(), SIGNATURE)
+    brought(folders.of("open-1"), 1)
+    folders.of("over-1").put_weights(vector(), SIGNATURE)
+    folders.of("unknown-1")
+    (tmp_path / "runs" / "open-1" / "content.part-77").write_bytes(b"half")
+    (tmp_path / "runs" / "open-1" / "spool" / "2-a.part-b.update").write_bytes(b"of a site with such a name")
+    (tmp_path / "runs" / "open-1" / "spool" / f"2-lyon.{32 * 'a'}.part").write_bytes(b"gone on with, perhaps")
+    stranger = tmp_path / "elsewhere"
+    stranger.mkdir()
+    (tmp_path / "runs" / "Not a run").mkdir()
+    (tmp_path / "runs" / "link-1").symlink_to(stranger)
+    Folders(tmp_path / "runs").sweep({"open-1"})
+    assert names(tmp_path / "runs") == ["Not a run", "link-1", "open-1"]
+    assert stranger.exists()
+    assert names(tmp_path / "runs" / "open-1") == [f"{digest.removeprefix('sha256:')}.safetensors", "spool"]
+    left = ["1-lyon.update", "2-a.part-b.update", f"2-lyon.{32 * 'a'}.part"]
+    assert names(tmp_path / "runs" / "open-1" / "spool") == left
+    assert np.array_equal(Folders(tmp_path / "runs").of("open-1").vector(digest, SIGNATURE), vector())
 
 
-def test_an_assignment_older_than_one_already_seen_is_refused(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    folder.fence(1, 4)
-    folder.fence(1, 4)  # the hub may repeat itself
-    folder.fence(1, 5)
-    for epoch, position in [(0, 9), (1, 4), (0, 0)]:
-        with pytest.raises(Invalid, match=f"epoch {epoch}, stage {position} came after epoch 1, stage 5"):
-            folder.fence(epoch, position)
-    folder.fence(2, 0)
-
-
-def test_the_epoch_outlives_the_agent(tmp_path):
-    RunFolder(tmp_path / "run").fence(3, 7)
-    again = RunFolder(tmp_path / "run")
-    with pytest.raises(Invalid, match="out of date"):
-        again.fence(2, 9)
-    again.fence(3, 0)
-
-
-def kept(folder, position, data=b"update"):
-    folder.update(position).write_bytes(data)
-    made = Kept("sha256:w", file_digest(folder.update(position)), 32, 0.5, 1.25)
-    folder.keep(position, made)
-    return made
-
-
-def test_a_kept_update_is_found_by_the_next_agent_only_if_it_is_whole(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    made = kept(folder, 4)
-    assert RunFolder(tmp_path / "run").kept(4) == made
-    assert folder.kept(5) is None
-    folder.update(4).write_bytes(b"updat")
-    assert folder.kept(4) is None
-    folder.update(4).unlink()
-    assert folder.kept(4) is None
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"weights": "x"}', "null"])
-def test_a_mark_that_is_no_mark_counts_for_nothing(tmp_path, text):
-    folder = RunFolder(tmp_path / "run")
-    kept(folder, 4)
-    (folder.path / "update-4.json").write_text(text)
-    assert folder.kept(4) is None
-
-
-def test_settling_drops_what_only_earlier_rounds_needed(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    for position in (2, 3, 4):
-        kept(folder, position)
-        folder.state(position).write_bytes(b"state")
-    folder.settle(4)
-    assert names(folder.path) == ["state-3.safetensors", "state-4.safetensors", "update-4.f32", "update-4.json"]
-    assert folder.last_state(5) == folder.state(4)
-    assert folder.last_state(4) == folder.state(3)  # the round done again begins where it began
-    assert folder.last_state(3) is None
-
-
-def test_only_the_newest_weights_are_kept_and_only_those_fetched_here_count(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    one, two = "sha256:" + 64 * "1", "sha256:" + 64 * "2"
-    folder.put_weights(one, vector(8))
-    folder.put_weights(two, vector(8, seed=2))
-    assert names(folder.path) == [folder.weights(two).name]
-    assert (folder.has_weights(two), folder.has_weights(one)) == (True, False)
-    assert not RunFolder(tmp_path / "run").has_weights(two)
-    assert np.array_equal(np.fromfile(folder.weights(two), np.float32), vector(8, seed=2))
+def test_a_run_that_is_over_leaves_nothing(tmp_path):
+    folders = Folders(tmp_path)
+    folders.of("run").put_weights(vector(), SIGNATURE)
+    folders.remove("run")
+    folders.remove("run")
+    assert names(tmp_path) == []

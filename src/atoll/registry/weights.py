@@ -1,11 +1,12 @@
 """A model's flat float32 vector as a safetensors file, and back with every number of the file checked.
 
 The tensors lie in the file in signature order and without gaps, so the file's data section is the vector itself and
-equal weights are equal bytes. Reading also takes files that others wrote, in any order. No pickle anywhere.
-https://github.com/huggingface/safetensors#format
+equal weights are equal bytes: a file is `head` and then the vector, however it is cut. Reading also takes files that
+others wrote, in any order. No pickle anywhere. https://github.com/huggingface/safetensors#format
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -19,25 +20,41 @@ _NAME_LIMIT = 1000
 
 def save(vector: np.ndarray, signature: Signature) -> bytes:
     """Return the safetensors bytes of a float32 ``vector`` of shape ``(sum of sizes,)``; raise `Invalid`."""
+    check(vector, signature)
+    return head(signature) + vector.astype("<f4", copy=False).tobytes()
+
+
+def check(vector: np.ndarray, signature: Signature) -> None:
+    """Raise `Invalid` for a vector that the signature does not describe."""
     total = sum(spec.size for spec in signature)
     if vector.shape != (total,) or vector.dtype != np.float32:
         raise Invalid(
             f"weights: {vector.dtype} of shape {vector.shape} where the signature has {total} float32 numbers"
         )
-    header: dict[str, Any] = {}
+
+
+def head(signature: Signature) -> bytes:
+    """Return what comes before the vector in a file of this signature, in whole words of 8 bytes; raise `Invalid`."""
+    return header((spec.name, "F32", spec.shape, 4 * spec.size) for spec in signature)
+
+
+def header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """Return what comes before tensors that follow each other in a file; each is (name, dtype, shape, bytes)."""
+    table: dict[str, Any] = {}
     start = 0
-    for spec in signature:
-        end = start + 4 * spec.size
-        if spec.name in header or spec.name == "__metadata__":
-            raise Invalid(f"weights: tensor name {spec.name!r} is taken; a signature names each tensor once")
-        header[spec.name] = {"dtype": "F32", "shape": list(spec.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    for name, dtype, shape, size in tensors:
+        if name in table or name == "__metadata__":
+            raise Invalid(f"weights: tensor name {name!r} is taken; a signature names each tensor once")
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + vector.astype("<f4", copy=False).tobytes()
+    return len(text).to_bytes(8, "little") + text
 
 
-def load(data: bytes, signature: Signature | None = None, limit: int = 16 << 30) -> tuple[np.ndarray, Signature]:
+def load(
+    data: bytes | memoryview, signature: Signature | None = None, limit: int = 16 << 30
+) -> tuple[np.ndarray, Signature]:
     """Return the vector (read-only, shape ``(sum of sizes,)``) and its signature, in the order of the one given.
 
     Raises `Invalid` above ``limit`` bytes or when the tensors are not the given signature's, `Corrupt` when the
@@ -60,6 +77,7 @@ def load(data: bytes, signature: Signature | None = None, limit: int = 16 << 30)
     if start + end != len(data):
         raise Corrupt(f"weights: {len(data) - start:,} bytes of numbers where the header promises {end:,}")
     vector = np.frombuffer(data, dtype="<f4", offset=start)
+    vector.flags.writeable = False
     found = tuple(spec for spec, _ in laid_out)
     if signature is None or signature == found:
         return vector, found
@@ -70,14 +88,14 @@ def _by_place(item: tuple[TensorSpec, tuple[int, int]]) -> tuple[int, int]:
     return item[1]
 
 
-def _header(data: bytes) -> tuple[dict[str, Any], int]:
+def _header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
     if not 2 <= length <= min(_HEADER_LIMIT, len(data) - 8):
         raise Corrupt(
             f"weights: {len(data):,} bytes that are not a safetensors file; its header would be {length:,} bytes long"
         )
     try:
-        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_once)
+        header = json.loads(bytes(data[8 : 8 + length]).decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"weights: the safetensors header is not valid ({error})") from None
     if not isinstance(header, dict):
