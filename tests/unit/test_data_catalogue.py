@@ -9,6 +9,7 @@ import pytest
 from pyarrow import csv, feather, parquet
 
 from atoll.data.catalogue import Catalogue, read_table
+from atoll.data.live import LiveCatalogue
 from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
 
 TABLE = pa.table({"age": [63, 37, None], "sex": ["m", None, "f"], "well": [True, False, True]})
@@ -97,7 +98,7 @@ def test_an_unknown_name_gets_its_near_miss(catalogue, heart):
 
 def test_a_file_that_changed_is_found_out(catalogue, heart):
     catalogue.add("heart", heart)
-    catalogue.verify("heart")
+    assert catalogue.verify("heart") == catalogue.entry("heart")
     heart.write_bytes(heart.read_bytes() + b"\0")
     with pytest.raises(Corrupt, match=r"'heart'.*add it again"):
         catalogue.verify("heart")
@@ -202,3 +203,53 @@ def test_a_home_that_cannot_be_is_unavailable(tmp_path, heart):
     (tmp_path / "home").write_text("a file")
     with pytest.raises(Unavailable, match="cannot be written"):
         Catalogue(tmp_path / "home").add("heart", heart)
+
+
+# --- for a process that must go on
+
+
+BROKEN = ["entries: [", "entries: {}", "entrees: []", "- 1", "entries:\n- path: x", b"\xff\xfe\x00"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_live_list_that_breaks_stays_as_it_was_and_says_so_once(tmp_path, catalogue, heart, caplog, content):
+    catalogue.add("heart", heart)
+    live = LiveCatalogue(tmp_path / "home")
+    listed = live.datasets()
+    file = tmp_path / "home" / "catalogue.yaml"
+    good = file.read_bytes()
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for _ in range(2):
+        assert live.datasets() == listed
+        assert live.table("heart").num_rows == 3
+    assert len(caplog.records) == 1
+    assert "the list before it stays in force (1 datasets)" in caplog.text
+    assert live.problem in caplog.text
+    with pytest.raises(Invalid):
+        live.add("other", heart)  # what an owner is just writing is not overwritten
+    file.write_bytes(good)
+    catalogue.remove("heart")
+    assert (live.datasets(), live.problem) == ((), None)
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_live_list_that_is_broken_from_the_start_is_empty(tmp_path, catalogue, heart, content, caplog):
+    catalogue.add("heart", heart)
+    file = tmp_path / "home" / "catalogue.yaml"
+    good = file.read_bytes()
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    live = LiveCatalogue(tmp_path / "home")
+    assert live.datasets() == ()
+    assert len(caplog.records) == 1
+    with pytest.raises(NotFound):
+        live.entry("heart")
+    file.write_bytes(good)
+    assert live.entry("heart").path == str(heart)
+
+
+def test_a_live_list_that_is_taken_away_is_empty(tmp_path, catalogue, heart):
+    catalogue.add("heart", heart)
+    live = LiveCatalogue(tmp_path / "home")
+    assert len(live.datasets()) == 1
+    (tmp_path / "home" / "catalogue.yaml").unlink()
+    assert (live.datasets(), live.problem) == ((), None)

@@ -66,14 +66,15 @@ class Catalogue:
         )
         entry = Entry(path=str(place), format=format, dataset=dataset)
         with self._turn():
-            self._write([*(one for one in self._entries() if one.dataset.name != name), entry])
+            self._write([*(one for one in self._listed() if one.dataset.name != name), entry])
         return dataset
 
     def remove(self, name: str) -> None:
         """Take the dataset off the list; its file stays. Raises `NotFound`."""
         with self._turn():
+            entries = self._listed()
             self.entry(name)
-            self._write([one for one in self._entries() if one.dataset.name != name])
+            self._write([one for one in entries if one.dataset.name != name])
 
     def datasets(self) -> tuple[Dataset, ...]:
         return tuple(entry.dataset for entry in self._entries())
@@ -91,8 +92,8 @@ class Catalogue:
         entry = self.entry(name)
         return read_table(entry.path, entry.format, columns)
 
-    def verify(self, name: str) -> None:
-        """Raise `Corrupt` when the file's bytes are not those that were added, `Unavailable` when it is gone."""
+    def verify(self, name: str) -> Entry:
+        """Return the entry. Raises `Corrupt` when its file is not the one that was added, `Unavailable` without one."""
         entry = self.entry(name)
         try:
             found = _fingerprint(Path(entry.path))
@@ -100,8 +101,14 @@ class Catalogue:
             raise Unavailable(f"dataset {name!r}: its file cannot be read now; bring it back or add it again") from None
         if found != entry.dataset.fingerprint:
             raise Corrupt(f"dataset {name!r}: its file changed since it was added; add it again")
+        return entry
 
     def _entries(self) -> tuple[Entry, ...]:
+        """Return the list that answers are given from."""
+        return self._listed()
+
+    def _listed(self) -> tuple[Entry, ...]:
+        """Return the list as the file has it now; raise `Invalid` where that is wrong."""
         try:
             stat = self._file.stat()
         except FileNotFoundError:

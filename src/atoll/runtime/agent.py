@@ -7,23 +7,30 @@ the hub repeats what it still waits for.
 import logging
 import random
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from atoll.boundary.channel import Desk
 from atoll.boundary.gate import SiteGate
-from atoll.data.catalogue import Catalogue
-from atoll.errors import AtollError, Denied, Invalid, LinkLost
+from atoll.boundary.identity import Identity
+from atoll.data.live import LiveCatalogue
+from atoll.errors import LinkLost
 from atoll.journal import Journal
 from atoll.policy.load import LivePolicy
 from atoll.runtime.errand import Errand
 from atoll.runtime.executor import Executor
 from atoll.runtime.groups import Groups
+from atoll.runtime.kept import kept_runs
+from atoll.runtime.place import Place
 from atoll.spec.event import Event
 from atoll.spec.fleet import Site
-from atoll.spec.message import Ask, Assign, Decisions, Failure, Hello, Message, Refusal, Release, Welcome
+from atoll.spec.message import Ask, Assign, Decisions, Hello, Message, Notice, Release, Welcome
 
 _POLL = 1.0  # seconds the agent listens before it looks whether it should stop
 _BACKOFF = (0.1, 5.0)  # seconds between two attempts to dial: from, up to
+_END = 6.0  # seconds that all errands together have to end; a hub gives its sites 8
+_RUNS = 10_000  # that a hello may name; the others are named once these are gone
 log = logging.getLogger(__name__)
 
 
@@ -31,8 +38,6 @@ class Agent:
     """One site. `home` is its folder: site.yaml, policy.cedar, catalogue, journal, code, runs."""
 
     def __init__(self, site: Site, home: Path, executor: Executor) -> None:
-        self._site, self._home = site, home
-        self._catalogue = Catalogue(home)
         self._journal = Journal(home / "journal.db", site.name)
         policy = LivePolicy(home / "policy.cedar", site.name)
 
@@ -41,18 +46,23 @@ class Agent:
 
         self._gate = SiteGate(site.name, policy.rules, record)
         self._groups = Groups(executor, home / "workers")
+        self._place = Place(site, home, self._gate, self._groups, LiveCatalogue(home))
         self._errands: dict[str, Errand] = {}
+        self._ending: dict[str, Errand] = {}  # released, and not gone yet
         self._stop = threading.Event()
 
-    def serve(self, address: str, secret: str, token: str | None = None) -> None:
-        """Dial ``address`` and work until `stop`. Raises `Denied` when the hub does not admit this site."""
+    def serve(self, address: str, proof: Callable[[], Identity | str], calm: Callable[[], None] = lambda: None) -> None:
+        """Dial ``address`` and work until `stop`.
+
+        ``proof`` gives, for each dial, the identity of a site that joined or the secret of one that the hub started;
+        ``calm`` is called about once a second. Raises `Denied` when the hub does not admit this site.
+        """
         wait = _BACKOFF[0]
         while not self._stop.is_set():
             try:
-                self._gate.dial(address, secret, token)
-                token = None  # it was for the first time; the secret is known now
+                self._gate.dial(address, proof())
                 wait = _BACKOFF[0]
-                self._session()
+                self._session(calm)
             except LinkLost as error:
                 log.info("%s; dialling again in %.1f s", error, wait)
                 self._stop.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the sites, guards nothing
@@ -73,16 +83,22 @@ class Agent:
     def close(self) -> None:
         """End every worker and the session; nothing of this site is left running."""
         self._stop.set()
-        for errand in list(self._errands.values()):
+        for errand in self._errands.values():
             errand.end(keep=True)
+        until = time.monotonic() + _END
+        for run, errand in [*self._errands.items(), *self._ending.items()]:
+            if not errand.wait(max(0.0, until - time.monotonic())):
+                log.warning("run %s: its work did not end in %g s; it ends with this process", run, _END)
         self._errands.clear()
+        self._ending.clear()
         self._groups.close()
         self._gate.hang_up()
         self._journal.close()
 
-    def _session(self) -> None:
+    def _session(self, calm: Callable[[], None] = lambda: None) -> None:
         told = self._described()
         while not self._stop.is_set():
+            calm()
             message = self._gate.listen(_POLL)
             if message is not None:
                 self._handle(message)
@@ -91,36 +107,41 @@ class Agent:
                 self._gate.say(Hello(site=told))
 
     def _described(self) -> Site:
-        return self._site.model_copy(update={"datasets": self._catalogue.datasets()})
+        return self._place.site.model_copy(update={"datasets": self._place.catalogue.datasets()})
 
     def _handle(self, message: Message) -> None:
         match message:
             case Welcome():
-                # The session is open: measure the link, and say again what is here, now with its price.
-                self._gate.say(Hello(site=self._described(), link=self._gate.measure()))
+                # The session is open: measure the link, and say again what is here, now with its price. Of the runs
+                # that have a folder the hub releases those that ended while this site was away.
+                self._gate.say(Hello(site=self._described(), link=self._gate.measure(), runs=self._kept()[:_RUNS]))
             case Ask():
                 decisions = tuple(self._gate.decide(request) for request in message.requests)
                 self._gate.say(Decisions(number=message.number, decisions=decisions))
             case Assign():
-                self._assign(message)
+                if message.run not in self._errands:
+                    self._errands[message.run] = self._errand(message.run)
+                self._errands[message.run].assign(message)
             case Release():
-                errand = self._errands.pop(message.run, None)
-                if errand is not None:
-                    errand.end(keep=False)
+                self._release(message.run)
+            case Notice():
+                log.error("the hub says: %s", message.words)
             case _:
                 log.warning("a message of kind %s is not for a site", message.kind)
 
-    def _assign(self, assign: Assign) -> None:
-        try:
-            errand = self._errands.get(assign.run)
-            if errand is None:
-                errand = Errand(self._site, self._home, self._gate, self._groups, assign.run)
-                self._errands[assign.run] = errand
-            errand.assign(assign)
-        except Invalid as error:
-            log.warning("%s", error)
-        except Denied as error:
-            self._gate.say(Refusal(run=assign.run, words=str(error)))
-        except (AtollError, OSError) as error:
-            kind = type(error).__name__ if isinstance(error, AtollError) else "Unavailable"
-            self._gate.say(Failure(run=assign.run, position=assign.position, words=str(error), error=kind))
+    def _kept(self) -> tuple[str, ...]:
+        return kept_runs(self._place.home / "runs")
+
+    def _errand(self, run: str) -> Errand:
+        return Errand(self._place, run, before=self._ending.get(run))
+
+    def _release(self, run: str) -> None:
+        """End a run's work and drop what was kept of it, in its errand's own time. A run that this process has not
+        worked on has an errand only to drop its folder, which is one of those listed here: no other name is a path."""
+        self._ending = {name: errand for name, errand in self._ending.items() if not errand.ended}
+        errand = self._errands.pop(run, None)
+        if errand is None and run in self._kept() and run not in self._ending:
+            errand = self._errand(run)
+        if errand is not None:
+            errand.end(keep=False)
+            self._ending[run] = errand

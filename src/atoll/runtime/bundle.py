@@ -28,13 +28,15 @@ def write_bundle(bundle: Bundle, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)  # only ever called where what is there is not what should be
     part = folder.with_name(folder.name + f".part-{threading.get_ident()}")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, text in bundle.files.items():
-        (part / name).write_text(text, encoding="utf-8")
     try:
+        part.mkdir(parents=True)
+        for name, text in bundle.files.items():
+            (part / name).write_text(text, encoding="utf-8")
         part.rename(folder)
-    except OSError:  # another run of the same code was quicker; the content is the same by its digest
-        shutil.rmtree(part)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)  # half of it would only keep a full disk full
+        if not folder.is_dir():  # otherwise another run of the same code was quicker, and its digest is the same
+            raise
     return folder
 
 

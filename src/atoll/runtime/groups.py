@@ -26,15 +26,16 @@ class Groups:
             idle[1].close()
         return self._executor.start(layout, self._folder)
 
-    def give_back(self, key: str, group: Group) -> None:
-        """Keep a group that has nothing to do for the next run of its key; the one kept before is ended."""
+    def give_back(self, key: str, group: Group) -> Group | None:
+        """Keep a group that has nothing to do for the next run of its key. Returns at once.
+
+        The return value is the group kept before, or this one after `close`: the caller has to end it.
+        """
         with self._turn:
-            closed, previous = self._closed, self._idle
-            self._idle = None if closed else (key, group)
-        if closed:
-            group.close()
-        if previous is not None:
-            previous[1].close()
+            if self._closed:
+                return group
+            previous, self._idle = self._idle, (key, group)
+        return previous[1] if previous is not None else None
 
     def close(self) -> None:
         with self._turn:

@@ -1,20 +1,48 @@
-"""What a site keeps of a run on its disk: the fence, the newest weights, updates not yet known to have arrived."""
+"""What a site keeps of a run on its disk: the fence, the newest weights, updates not yet known to have arrived.
 
-import hashlib
+Files appear whole or not at all while the machine runs. After a loss of power their CRC-32 tells a torn one: it guards
+the site's own disk against accidents, and is no digest to know anything by. It is looked at once in a process's life,
+and not for what this very process kept.
+"""
+
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from atoll.errors import Invalid
+from atoll.errors import Corrupt, Invalid
+from atoll.runtime.disk import appearing, file_crc, mapped
+from atoll.spec.document import Name
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+def kept_runs(folder: Path) -> tuple[str, ...]:
+    """Return the runs that have a folder in ``folder``; whatever else lies there is not a run's."""
+    try:
+        return tuple(sorted(path.name for path in folder.iterdir() if _is_name(path.name) and _is_folder(path)))
+    except FileNotFoundError:
+        return ()
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(_NAME.validate_python(text))
+    except ValidationError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,33 +50,61 @@ class Kept:
     """What goes with a computed update: the weights it started from, and what the answer says of it."""
 
     weights: str
-    update: str  # digest of the update's file
+    sent_crc: int  # of the file that is sent: the update, or with feedback the encoded one
     examples: int
-    loss: float | None
+    loss: float
     seconds: float
+    state_crc: int | None = None  # of the inner optimiser's state after it, where that is kept
+    base: int | None = None  # the stage whose residual was added to it; None: there was none yet
+    residual_crc: int | None = None  # of what it lost on the wire itself, where that is fed back
 
 
 class RunFolder:
-    """One run's folder at a site. Positions are stages of the run; everything in here is the site's own."""
+    """One run's folder at a site. Positions are stages of the run; everything in here is the site's own.
+
+    Nothing is touched before `open`, so that one can be made for a run while its disk is full.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
         self._fetched: str | None = None
-        fence = path / "epoch"
-        self._seen: tuple[int, int] = (int(fence.read_text()) if fence.exists() else 0, 0)
+        self._seen: tuple[int, int] | None = None
+        self._durable = 0  # the epoch on disk
+        self._known: dict[Path, int] = {}  # CRC of files that this process wrote or looked through
 
-    def fence(self, epoch: int, position: int) -> None:
-        """Refuse an assignment older than one already seen: it comes from a hub that has been replaced.
+    def open(self, epoch: int, position: int) -> None:
+        """Make the folder ready for an assignment. Raises `Invalid` for one older than one already seen: it comes from
+        a hub that has been replaced.
 
-        The epoch outlives this process; within one epoch there is one hub, which never goes back.
+        The epoch is on disk before anything is done in it, so that it outlives this process; within one epoch there is
+        one hub, which never goes back.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._seen is None:
+            self._durable = self._epoch()
+            self._seen = (self._durable, 0)
         if (epoch, position) < self._seen:
             seen = f"epoch {self._seen[0]}, stage {self._seen[1]}"
             raise Invalid(f"assignment of epoch {epoch}, stage {position} came after {seen}; it is out of date")
-        if epoch > self._seen[0]:
-            self._write("epoch", str(epoch))
         self._seen = (epoch, position)
+        if epoch > self._durable:
+            self._write("epoch", str(epoch))
+            self._durable = epoch
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether the disk takes ``size`` bytes more now, also under a quota: by taking them for a moment."""
+        trial = self.path / "room.part"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.path).free < size:
+                return False  # without taking what others may need meanwhile
+            with trial.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            return error.errno not in FULL  # a disk that cannot tell is not known to be full
+        finally:
+            trial.unlink(missing_ok=True)
+        return True
 
     def weights(self, digest: str) -> Path:
         return self.path / f"weights-{digest.removeprefix('sha256:')}.f32"
@@ -57,58 +113,189 @@ class RunFolder:
         """Tell whether these were fetched, and so verified, by this very process; files of an earlier one are not."""
         return self._fetched == digest
 
-    def put_weights(self, digest: str, vector: np.ndarray) -> None:
-        """Store verified weights in place of the ones before."""
+    @contextmanager
+    def new_weights(self, digest: str) -> Iterator[BinaryIO]:
+        """Open a file for weights; left without an error, and so verified, it takes the place of the ones before."""
         path = self.weights(digest)
-        part = path.with_suffix(".part")
-        vector.tofile(part)
-        os.replace(part, path)
+        with appearing(path) as file:
+            yield file
         self._fetched = digest
-        for old in self.path.glob("weights-*.f32"):
+        for old in self.path.glob("weights-*"):
             if old != path:
                 old.unlink()
 
     def update(self, position: int) -> Path:
         return self.path / f"update-{position}.f32"
 
+    def wire(self, position: int) -> Path:
+        """Return where an update with feedback lies as it is sent, in frames (`atoll.runtime.frames`)."""
+        return self.path / f"update-{position}.wire"
+
     def state(self, position: int) -> Path:
         return self.path / f"state-{position}.safetensors"
 
+    def checkpoint(self, position: int) -> Path:
+        """Return where the workers keep what they have of a round under way, for others to go on from."""
+        return self.path / f"round-{position}.safetensors"
+
     def last_state(self, position: int) -> Path | None:
-        """Return the optimiser's state after the newest round before ``position``."""
-        found = [(int(path.stem.split("-")[1]), path) for path in self.path.glob("state-*.safetensors")]
-        earlier = [item for item in found if item[0] < position]
-        return max(earlier)[1] if earlier else None
+        """Return the optimiser's state after the newest marked round before ``position``.
+
+        Raises `Corrupt` when it is not what was written then. To begin with an older state, or with none, would train
+        on to other weights than those of an undisturbed run without anybody knowing; and the round that made it cannot
+        be done again, for its weights are gone. A state without a mark is of a round whose update never left, and so
+        of nothing that the run knows.
+        """
+        earlier = [(number, mark.state_crc) for number, mark in self._marks() if number < position]
+        if not earlier:
+            return None
+        number, crc = max(earlier)
+        path = self.state(number)
+        if crc is None:
+            return None
+        if not self._is_whole(path, crc):
+            raise Corrupt(
+                f"the inner optimiser's state after stage {number} is not what was kept; submit the job again"
+            )
+        return path
+
+    def residual(self, position: int) -> Path:
+        return self.path / f"residual-{position}.f32"
+
+    def last_residual(self, base: int | None, size: int) -> np.ndarray:
+        """Return what the update of stage ``base``, the newest one that the hub merged, lost on the wire.
+
+        float32 of ``size``; zeros when none was merged yet. Raises `Corrupt` when it is not what was written then: with
+        zeros in its place that loss would be for good, and the weights others than those of an undisturbed run.
+        """
+        if base is None:
+            return np.broadcast_to(np.float32(0), size)  # takes no memory
+        mark, path = self._mark(base), self.residual(base)
+        if mark is None or mark.residual_crc is None or not self._is_whole(path, mark.residual_crc):
+            raise Corrupt(
+                f"what the update of stage {base} lost on the wire is not what was kept, and the next one needs it; "
+                "submit the job again"
+            )
+        return mapped(path)
+
+    def drop_residuals(self, base: int | None, later: bool) -> None:
+        """Drop those that no update can be corrected by any more: all but that of ``base``, the newest one merged.
+
+        Those of a round that went on without this site are none of its past. ``later``: they are kept as long as they
+        come after ``base``, for the hub may still merge them.
+        """
+        for path in self.path.glob("residual-*"):
+            number = _position(path)
+            if number != base and not (later and number > (-1 if base is None else base)):
+                self._drop(path)
+
+    def begin(self, position: int) -> None:
+        """Forget what an earlier try made of this round: it is trained anew."""
+        for path in (self._mark_file(position), self.update(position), self.wire(position), self.residual(position)):
+            self._drop(path)
 
     def keep(self, position: int, kept: Kept) -> None:
-        """Mark the update of this position as whole; it is written before its mark, which has its digest.
+        """Mark the update of this position as whole; it is written before its mark, which has its CRC.
 
-        Neither is flushed: after a loss of power the digest tells, and the round is trained again to the same bits.
+        An update is not flushed: after a loss of power its CRC tells, and the round is trained again to the same
+        bits. An optimiser's state is, and its mark, and what the update lost on the wire: once the hub has the update
+        no other round can make them again.
         """
-        (self.path / f"update-{position}.json").write_text(json.dumps(asdict(kept)))
+        if kept.state_crc is not None:
+            with self.state(position).open("rb") as file:
+                os.fsync(file.fileno())
+            self._known[self.state(position)] = kept.state_crc
+        if kept.residual_crc is not None:  # whoever wrote it has flushed it
+            self._known[self.residual(position)] = kept.residual_crc
+        self._known[self._sent(position, kept)] = kept.sent_crc
+        durable = kept.state_crc is not None or kept.residual_crc is not None
+        self._write(self._mark_file(position).name, json.dumps(asdict(kept)), durable)
+        self.checkpoint(position).unlink(missing_ok=True)
+        if kept.residual_crc is not None:  # it is sent as it was encoded
+            self._drop(self.update(position))
 
     def kept(self, position: int) -> Kept | None:
-        """Return the mark of an update that is here, whole, from an earlier try."""
-        try:
-            kept = Kept(**json.loads((self.path / f"update-{position}.json").read_text()))
-            return kept if file_digest(self.update(position)) == kept.update else None
-        except (OSError, ValueError, TypeError):
+        """Return the mark of an update from an earlier try, when all that it marks for the hub and for the next update
+        is here and whole."""
+        mark = self._mark(position)
+        if mark is None or not self._is_whole(self._sent(position, mark), mark.sent_crc):
             return None
+        crc = mark.residual_crc
+        return mark if crc is None or self._is_whole(self.residual(position), crc) else None
+
+    def doubt(self) -> None:
+        """Look every file through again before it is used: the hub found something wrong with one."""
+        self._known.clear()
 
     def settle(self, position: int) -> None:
-        """The hub has this update: drop what only earlier rounds needed. The last state stays to go on from."""
-        for path in (*self.path.glob("update-*"), *self.path.glob("state-*.safetensors")):
-            number = int(path.name.split("-")[1].split(".")[0])
-            if number < position - 1 or (path.name.startswith("update") and number < position):
-                path.unlink(missing_ok=True)
+        """The hub has this update: drop what only earlier rounds needed.
+
+        The state that it began from stays with the one that it made, so that it could be done again. What it was
+        corrected by stays, with its mark, until the next one is encoded: the hub may go on without this one.
+        """
+        before = max((number for number, _ in self._marks() if number < position), default=position)
+        for path in self.path.glob("state-*"):
+            if _position(path) < before:
+                self._drop(path)
+        for path in self.path.glob("update-*"):
+            number = _position(path)
+            needed = number >= before or self.residual(number).exists()
+            if number < position and not (needed and path == self._mark_file(number)):
+                self._drop(path)
+        for path in self.path.glob("round-*"):  # of rounds that the hub ended without this site
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _write(self, name: str, text: str) -> None:
-        part = self.path / f"{name}.part"
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path / name)
+    def _marks(self) -> list[tuple[int, Kept]]:
+        found = [(_position(path), self._mark(_position(path))) for path in self.path.glob("update-*.json")]
+        return [(number, mark) for number, mark in found if mark is not None]
+
+    def _mark(self, position: int) -> Kept | None:
+        try:
+            return Kept(**json.loads(self._mark_file(position).read_text()))
+        except (OSError, ValueError, TypeError):  # not there, or cut short by a loss of power
+            return None
+
+    def _mark_file(self, position: int) -> Path:
+        return self.path / f"update-{position}.json"
+
+    def _sent(self, position: int, kept: Kept) -> Path:
+        """Return the file that is sent."""
+        return self.update(position) if kept.residual_crc is None else self.wire(position)
+
+    def _is_whole(self, path: Path, crc: int) -> bool:
+        """Tell whether a file is here as its mark says; one that this process did not write is looked through once."""
+        try:
+            if path not in self._known:
+                self._known[path] = file_crc(path)
+            return self._known[path] == crc and path.is_file()
+        except FileNotFoundError:
+            return False
+
+    def _drop(self, path: Path) -> None:
+        self._known.pop(path, None)
+        path.unlink(missing_ok=True)
+
+    def _epoch(self) -> int:
+        try:
+            return int((self.path / "epoch").read_text())
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            raise Corrupt(f"the epoch kept of run {self.path.name} is no number; submit the job again") from None
+
+    def _write(self, name: str, text: str, durable: bool = True) -> None:
+        with appearing(self.path / name, durable) as file:
+            file.write(text.encode())
+        if durable:
+            folder = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # without it the rename itself may be lost with the power
+            finally:
+                os.close(folder)
+
+
+def _position(path: Path) -> int:
+    return int(path.name.split("-")[1].split(".")[0])

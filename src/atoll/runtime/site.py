@@ -6,17 +6,18 @@ reads one JSON line on stdin, {"address", "secret", "sharers"?}: a secret belong
 when its stdin does, so that sites which a hub started do not outlive it.
 """
 
-import base64
 import json
 import logging
 import os
-import secrets
 import signal
 import sys
 import threading
 from pathlib import Path
 
-from atoll.errors import AtollError, Denied, Invalid, NotFound, Unavailable
+from atoll.boundary.gate import enrol
+from atoll.boundary.identity import Identity, Ticket
+from atoll.boundary.keyring import Keyring
+from atoll.errors import AtollError, Invalid, NotFound, Unavailable
 from atoll.policy.defaults import SITE_POLICY
 from atoll.policy.rules import Rules
 from atoll.runtime.agent import Agent
@@ -78,34 +79,27 @@ def agent(home: Path, sharers: int = 1) -> Agent:
 def join(home: Path, token: str) -> None:
     """Serve the site in ``home`` for the hub that made ``token``, until interrupted.
 
-    The first time the token is exchanged for a secret, which is made here and kept in ``home``/secret; after that the
-    token only says where the hub is. Raises `Invalid` for a token that is none, `Denied` when the hub refuses it.
+    The first time the token is exchanged for a certificate of a key that is made here and stays in ``home``; after that
+    the token only says where the hub is. Raises `Invalid` for a token that is none or another site's, `Denied` when the
+    hub refuses it.
     """
-    try:
-        ticket = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        address, name, once = str(ticket["address"]), str(ticket["site"]), str(ticket["token"])
-    except (ValueError, KeyError, TypeError):
-        raise Invalid("token: this is no join token; paste what `atoll site invite` printed, whole") from None
-    if read(home).name != name:
-        raise Invalid(f"token: it is for site {name!r} and {home} is {read(home).name!r}; ask for one for this site")
-    path = home / "secret"
-    served = agent(home)
-    if path.exists():
-        secret = path.read_text().strip()
-        try:
-            served.serve(address, secret)
+    ticket = Ticket.read(token)
+    keys = Keyring(home, read(home).name)
+
+    def proof() -> Identity:
+        """Also for a site that was away for longer than its certificate lasts."""
+        return keys.join(ticket, lambda identity, request: enrol(ticket.address, identity, request))
+
+    def renew() -> None:
+        if not keys.due():
             return
-        except Denied:
-            log.info("%s does not know this site yet; trying the token", address)  # an earlier join was interrupted
-    else:
-        secret = secrets.token_urlsafe(32)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secret)
-    try:
-        served.serve(address, secret, once)
-    except Denied:
-        path.unlink()  # the hub does not know it: the next invitation makes another
-        raise
+        try:
+            keys.renew(lambda request: enrol(ticket.address, keys.identity, request))
+        except AtollError as error:  # the certificate is good for a while yet, and this is tried again
+            log.warning("the certificate of this site could not be renewed: %s", error)
+
+    proof()  # before anything else, so that a token which is none says so at once
+    agent(home).serve(ticket.address, proof, renew)
 
 
 def main() -> int:
@@ -126,7 +120,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us; it closes our stdin
     threading.Thread(target=lifeline, daemon=True).start()
     try:
-        served.serve(asked["address"], asked["secret"])
+        address, secret = str(asked["address"]), str(asked["secret"])
+        served.serve(address, lambda: secret)
     except KeyError as error:
         raise Unavailable(f"stdin: {error} is missing; start sites with: atoll join TOKEN") from None
     except AtollError as error:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, NonNegativeInt, TypeAdapter
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, TypeAdapter
 
 from atoll.spec.document import Digest, Document, Name
-from atoll.spec.event import Answer, ColumnSums, Metrics, Work
+from atoll.spec.event import Answer, Metrics, Work
 from atoll.spec.fleet import Link, Profile, Site
 from atoll.spec.job import Data, Job, Optimiser
 from atoll.spec.model import Moments, Signature
@@ -33,6 +33,7 @@ class Assign(Document):
     version: NonNegativeInt = 0
     steps: NonNegativeInt = 0  # inner steps of this round
     done: NonNegativeInt = 0  # inner steps of the run before it
+    counted: NonNegativeInt | None = None  # the newest train stage that was merged with this site's update
     code: Digest | None = None
     code_bytes: NonNegativeInt = 0
     weights: Digest | None = None
@@ -65,6 +66,13 @@ class Release(Document):
     kind: Literal["release"] = "release"
     run: Name
     words: str = ""
+
+
+class Notice(Document):
+    """A word for the site's owner, who finds it in the agent's log; it changes nothing."""
+
+    kind: Literal["notice"] = "notice"
+    words: Words
 
 
 class Welcome(Document):
@@ -130,7 +138,7 @@ class Beat(Document):
 
 
 Message = Annotated[
-    Assign | Ask | Release | Welcome | Hello | Decisions | Done | Refusal | Failure | Progress | Beat,
+    Assign | Ask | Release | Notice | Welcome | Hello | Decisions | Done | Refusal | Failure | Progress | Beat,
     Field(discriminator="kind"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
@@ -143,6 +151,7 @@ class Parcel(Document):
     purpose: Literal["update", "weights", "code", "probe"]
     size: NonNegativeInt  # elements of the flat float32 vector; bytes when purpose is code or probe
     digest: Digest | None = None  # asked for (weights, code)
+    content: Digest | None = None  # of an update as it was encoded: only the same one may go on where it broke off
     wire: tuple[str, ...] = ()
     answer: Answer | None = None  # with an update or initial weights
 
@@ -187,6 +196,9 @@ class Train(Document):
     batch: int
     optimiser: Optimiser
     sync: Sync
+    checkpoint: str | None = None  # the state within the round goes here; a group given the order again goes on from it
+    checkpoint_seconds: PositiveFloat = 10.0  # between two of them
+    checkpoint_steps: NonNegativeInt = 0  # and after every so many steps; 0: by time only
 
 
 class Probe(Document):
@@ -214,19 +226,12 @@ class Predict(Document):
     output: str
 
 
-class Measure(Document):
-    """Sum the columns named in the job's `data.statistics` over the training rows."""
-
-    kind: Literal["measure"] = "measure"
-    columns: tuple[str, ...]
-
-
-Order = Annotated[Open | Probe | Initialise | Train | Evaluate | Predict | Measure, Field(discriminator="kind")]
+Order = Annotated[Open | Probe | Initialise | Train | Evaluate | Predict, Field(discriminator="kind")]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 
 class Reply(Document):
-    """A worker's word on an order. `failed` is a sentence for the user; `step` where it happened."""
+    """A worker's word on an order. `failed` is a sentence for the user; it says where, and never what a row holds."""
 
     failed: Words | None = None
     progress: NonNegativeInt | None = None  # a step was taken; the order goes on
@@ -235,7 +240,6 @@ class Reply(Document):
     signature: Signature = ()
     profile: Profile | None = None
     totals: Metrics = {}
-    sums: dict[str, ColumnSums] = {}
     rows: NonNegativeInt = 0
 
 

@@ -1,0 +1,69 @@
+"""What leaves a site of a train round: the update, encoded once where something is fed back, and sent from disk.
+
+With feedback the encoded update and what it lost are on disk for good before the first byte leaves. From then on the
+hub may count it, and then the next one is corrected by this very loss; `feedback` is pure, so that whatever dies
+before is done again to the same bits. Without feedback nothing is kept but the update itself, encoded as it is sent.
+"""
+
+import zlib
+from functools import partial
+from itertools import dropwhile
+from pathlib import Path
+
+from atoll.boundary.channel import Source
+from atoll.outer.wire import CHUNK, encode, encoded_bytes, feedback
+from atoll.runtime.disk import appearing, mapped
+from atoll.runtime.frames import frames, payload_bytes, pieces
+from atoll.runtime.kept import Kept, RunFolder
+from atoll.spec.document import canonical, sha256
+from atoll.spec.message import Assign
+from atoll.spec.plan import Transform
+
+
+def encode_with_feedback(folder: RunFolder, a: Assign) -> tuple[int, int]:
+    """Write the update as it travels, corrected by what the newest counted one lost, and what it loses itself.
+
+    Returns the CRC of both files. Memory: O(CHUNK). Raises `Corrupt` for a residual that is not what was kept, and
+    `TaskFailed` where the corrected update is not finite.
+    """
+    update = mapped(folder.update(a.position))
+    residual = folder.last_residual(a.counted, update.size)
+    folder.drop_residuals(a.counted, later=a.sync.wait.kind == "buffer")  # now, so that no third one needs room
+    sent_crc = residual_crc = 0
+    with (
+        appearing(folder.wire(a.position), durable=True) as sent,
+        appearing(folder.residual(a.position), durable=True) as lost,
+    ):
+        for chunk, window in feedback(update, residual, a.sync.wire):
+            for piece in pieces(chunk):
+                sent.write(piece)
+                sent_crc = zlib.crc32(piece, sent_crc)
+            lost.write(window.data)
+            residual_crc = zlib.crc32(window.data, residual_crc)
+    return sent_crc, residual_crc
+
+
+def outgoing(path: Path, wire: tuple[Transform, ...]) -> Source:
+    """Return the frames of an update as it was computed, encoded as they are sent, from any element on."""
+    # What goes before that element is encoded again and thrown away: clip and the check need it all in any case.
+    return lambda at: dropwhile(lambda chunk: chunk.offset < at, encode(mapped(path), wire))
+
+
+def outgoing_kept(folder: RunFolder, a: Assign, kept: Kept) -> tuple[Source, int]:
+    """Return the frames of a kept update from any element on, and their bytes of data and scales in all.
+
+    Of what topk or zstd makes smaller only as it is sent, the bytes are a bound.
+    """
+    size = sum(spec.size for spec in a.signature)
+    if kept.residual_crc is None:
+        return outgoing(folder.update(a.position), a.sync.wire), encoded_bytes(size, a.sync.wire)
+    path = folder.wire(a.position)
+    return partial(frames, path), payload_bytes(path, -(-size // CHUNK))
+
+
+def content(crc: int, *more: object) -> str:
+    """Return the digest that names a stream by its file's CRC and whatever else its bytes follow from.
+
+    It tells the hub whether an upload that broke off may go on: of one stage of one site, so a CRC tells enough.
+    """
+    return sha256(canonical([crc, *more]))

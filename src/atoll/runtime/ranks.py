@@ -1,0 +1,115 @@
+"""A run's workers at one site: started for the first order, opened on the dataset, replaced when a rank dies."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll.errors import TaskFailed, Unavailable
+from atoll.runtime.executor import Group
+from atoll.runtime.incoming import Incoming
+from atoll.runtime.place import Place
+from atoll.runtime.reports import Reports
+from atoll.spec.job import PredictJob, QueryJob
+from atoll.spec.message import Assign, Open, Order, Reply
+
+_ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died
+_SETUP = 180.0  # seconds a group has to import torch and open a dataset
+
+
+class Ranks:
+    """Orders are the errand's thread's; others may `leave` and `interrupt`. ``over`` says that nobody wants the work.
+
+    What the ranks reply is the word of user code: whoever gives an order holds the reply to what it can be.
+    """
+
+    def __init__(self, place: Place, incoming: Incoming, reports: Reports, over: threading.Event) -> None:
+        self._place, self._incoming, self._reports, self._over = place, incoming, reports, over
+        self._turn = threading.Lock()  # one thread takes the group away; it is never held while a group ends
+        self._group: Group | None = None
+        self._busy = threading.Event()
+        self._key = ""
+        self._bundle = Path()
+
+    def order(self, a: Assign, order: Order, steps: int = 0) -> Reply:
+        """Give the workers an order; ranks that die are replaced and the order is given again.
+
+        Raises `TaskFailed`, `Unavailable` when they died too often, and what fetching the code and opening the dataset
+        raise.
+        """
+        for attempt in range(_ATTEMPTS):
+            opened = self._opened(a)
+            try:
+                group = self._started(a)
+                self._give(group, opened, _SETUP)
+                patience = a.sync.wait.patience
+                return self._give(
+                    group, order, patience, lambda step: self._reports.progress(a, "training", step, steps)
+                )
+            except TaskFailed:
+                if a.layout.ranks > 1:  # its other ranks may stand in the middle of a collective
+                    self._drop()
+                raise
+            except Unavailable:
+                self._drop()
+                if self._over.is_set() or attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def leave(self) -> Group | None:
+        """Keep the workers warm for another run of the same code, unless they are at an order. Returns at once.
+
+        ``over`` is set before. What is returned has no use any more and is to be closed, which takes seconds.
+        """
+        with self._turn:
+            if self._busy.is_set():
+                return None
+            group, self._group = self._group, None
+        return None if group is None else self._place.groups.give_back(self._key, group)
+
+    def interrupt(self) -> None:
+        """End the order under way, if any: it raises `Unavailable`. ``over`` is set before; takes seconds."""
+        if self._busy.is_set():
+            self._drop()
+
+    def _drop(self) -> None:
+        with self._turn:
+            group, self._group = self._group, None
+        if group is not None:
+            group.close()
+
+    def _opened(self, a: Assign) -> Open:
+        """Return the order that opens the dataset; where no group has yet, its owner's rules are asked first."""
+        assert a.task is not None, "a stage with a worker comes with code"
+        assert not isinstance(a.job, QueryJob)
+        entry = self._place.entry(a)
+        if self._group is None:
+            self._reports.progress(a, "starting")
+            self._bundle = self._incoming.bundle(a)
+            entry = self._place.opened(a)
+        return Open(
+            bundle=str(self._bundle),
+            task=a.task,
+            path=str(entry.path),
+            format=entry.format,
+            fingerprint=entry.dataset.fingerprint,
+            data=a.job.data,
+            seed=0 if isinstance(a.job, PredictJob) else a.job.seed,
+            statistics=a.statistics,
+        )
+
+    def _started(self, a: Assign) -> Group:
+        group = self._group
+        if group is None:
+            self._key = f"{a.code} {a.layout.model_dump_json()} {a.user}"
+            group = self._group = self._place.groups.take(self._key, a.layout)
+        return group
+
+    def _give(self, group: Group, order: Order, timeout: float, on_step: Callable[[int], None] | None = None) -> Reply:
+        """Have the group do an order. Busy is only who is at one: whoever answered last stays warm for the next run."""
+        self._busy.set()
+        try:
+            if self._over.is_set():
+                raise Unavailable("the run is over; submit the job again")
+            return group.order(order, timeout, on_step)
+        finally:
+            self._busy.clear()

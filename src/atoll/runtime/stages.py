@@ -1,0 +1,236 @@
+"""What a site does in each stage of a run: orders to its workers, and their results as crossings.
+
+A worker's reply is the word of user code. It is held to what the order can have given before it goes anywhere, and
+what needs no user code (sums over columns, queries) is computed here.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from atoll.data.batches import split
+from atoll.data.catalogue import read_table, require_columns
+from atoll.data.query import answer, parse
+from atoll.data.statistics import column_sums
+from atoll.errors import Denied, Invalid, TaskFailed
+from atoll.outer.wire import recalls
+from atoll.runtime.disk import file_crc, mapped
+from atoll.runtime.incoming import Incoming
+from atoll.runtime.kept import Kept, RunFolder
+from atoll.runtime.outgoing import content, encode_with_feedback, outgoing, outgoing_kept
+from atoll.runtime.place import Place
+from atoll.runtime.ranks import Ranks
+from atoll.runtime.reports import Reports
+from atoll.spec import message as orders
+from atoll.spec.event import Answer, ColumnSums, Totals
+from atoll.spec.fleet import Dataset
+from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
+from atoll.spec.message import Assign, Done, Parcel
+from atoll.spec.model import Signature
+from atoll.spec.policy import CrossingKind
+
+_NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
+log = logging.getLogger(__name__)
+
+
+class Stages:
+    """One run's stages at one site. Everything computed for the hub lies in the run's folder until the hub has it."""
+
+    def __init__(self, place: Place, folder: RunFolder, incoming: Incoming, ranks: Ranks, reports: Reports) -> None:
+        self._place, self._folder, self._incoming = place, folder, incoming
+        self._ranks, self._reports = ranks, reports
+
+    def do(self, a: Assign) -> None:
+        """Do one assignment. Returning means that the hub has its answer."""
+        _DO[a.work](self, a)
+
+    def probe(self, a: Assign) -> None:
+        """A worker times its own code, so what it says is as much user code's word as a metric is, and crosses as one.
+
+        An owner who lets no metric out lets no profile out: the hub is told that there is none, and plans without us.
+        """
+        assert isinstance(a.job, TrainJob)
+        reply = self._ranks.order(a, orders.Probe(seed=a.job.seed, batch=a.job.batch, optimiser=a.job.optimiser))
+        if reply.profile is None:
+            raise TaskFailed("the probe measured nothing; the task must not answer for its worker")
+        try:
+            self._say(a, "metric", self._place.entry(a).dataset.rows, profile=reply.profile)
+        except Denied as error:
+            log.warning("run %s: the probe's answer stays here, so this site is not planned with: %s", a.run, error)
+            self._place.gate.say(Done(run=a.run, answer=self._answer(a)))
+
+    def measure(self, a: Assign) -> None:
+        assert isinstance(a.job, TrainJob)
+        self._reports.progress(a, "measuring")
+        entry, columns = self._place.opened(a), tuple(dict.fromkeys(a.job.data.statistics))
+        if entry.dataset.columns:
+            require_columns(columns, tuple(entry.dataset.columns), "data.statistics")
+        table = read_table(entry.path, entry.format, columns)
+        rows, _ = split(table.num_rows, a.job.data.holdout, a.job.seed)
+        # A column that only a few rows have is told as one that no row has: its sum would be those rows' values.
+        least = entry.dataset.min_group
+        found = column_sums(table, columns, rows).items()
+        sums = {name: column if column.count >= least else _NOTHING for name, column in found}
+        self._say(a, "query", min((c.count for c in sums.values() if c.count), default=len(rows)), sums=sums)
+
+    def initialise(self, a: Assign) -> None:
+        assert isinstance(a.job, TrainJob)
+        output = self._folder.path / f"initial-{a.position}.f32"
+        reply = self._ranks.order(a, orders.Initialise(seed=a.job.seed, output=str(output)))
+        self._check(output, reply.signature, "the first weights")
+        made = self._answer(a, signature=reply.signature)
+        size = sum(spec.size for spec in reply.signature)
+        parcel = Parcel(run=a.run, purpose="update", size=size, content=content(file_crc(output)), answer=made)
+        request = self._place.crossing(a, "model", out=True, size=4 * size)
+        self._place.gate.send(parcel, outgoing(output, ()), request)
+        output.unlink(missing_ok=True)
+
+    def train(self, a: Assign) -> None:
+        kept, base = self._folder.kept(a.position), a.counted if recalls(a.sync.wire) else None
+        if kept is None or (kept.weights, kept.base) != (a.weights, base):
+            kept = self._train(a, base)
+        self._reports.progress(a, "sending", a.steps, a.steps)
+        kinds = tuple(transform.kind for transform in a.sync.wire)
+        wire = [transform.model_dump(mode="json") for transform in a.sync.wire]
+        parcel = Parcel(
+            run=a.run,
+            purpose="update",
+            size=sum(spec.size for spec in a.signature),
+            content=content(kept.sent_crc, wire),
+            wire=kinds,
+            answer=self._answer(a, examples=kept.examples, loss=kept.loss, seconds=kept.seconds),
+        )
+        frames, size = outgoing_kept(self._folder, a, kept)
+        request = self._place.crossing(a, "update", out=True, size=size, wire=kinds, rows=kept.examples)
+        self._place.gate.send(parcel, frames, request)
+        self._folder.settle(a.position)
+
+    def _train(self, a: Assign, base: int | None) -> Kept:
+        assert isinstance(a.job, TrainJob)
+        assert a.weights is not None
+        self._folder.begin(a.position)
+        weights, output = self._incoming.weights(a), self._folder.update(a.position)
+        state_in = self._folder.last_state(a.position) if a.sync.keep_optimiser else None
+        state_out = self._folder.state(a.position) if a.sync.keep_optimiser and a.sync.exchange == "delta" else None
+        order = orders.Train(
+            seed=a.job.seed,
+            weights=str(weights),
+            signature=a.signature,
+            output=str(output),
+            state_in=str(state_in) if state_in else None,
+            state_out=str(state_out) if state_out else None,
+            checkpoint=str(self._folder.checkpoint(a.position)),
+            done=a.done,
+            steps=a.steps,
+            batch=a.job.batch,
+            optimiser=a.job.optimiser,
+            sync=a.sync,
+        )
+        self._reports.progress(a, "training", 0, a.steps)
+        began = time.monotonic()
+        reply = self._ranks.order(a, order, a.steps)
+        seconds = time.monotonic() - began
+        where = f"the update of steps {a.done + 1} to {a.done + a.steps} of the run"
+        # A task of arrays takes its steps by itself and may end early; more examples than these would be more weight.
+        if reply.loss is None or not 0 < reply.examples <= a.steps * a.job.batch:
+            raise TaskFailed(
+                f"{where}: {reply.examples} examples with loss {reply.loss}, where {a.steps} steps of {a.job.batch} "
+                "have a finite loss; the task must not answer for its worker"
+            )
+        self._check(output, a.signature, where)
+        state = file_crc(state_out) if state_out else None
+        sent, residual = encode_with_feedback(self._folder, a) if recalls(a.sync.wire) else (file_crc(output), None)
+        kept = Kept(a.weights, sent, reply.examples, reply.loss, seconds, state, base, residual)
+        self._folder.keep(a.position, kept)
+        return kept
+
+    def _check(self, path: Path, signature: Signature, what: str) -> None:
+        """Hold the vector that a worker wrote to the signature: whole and finite, or `TaskFailed`."""
+        size = sum(spec.size for spec in signature)
+        found = path.stat().st_size if path.is_file() else 0
+        if found != 4 * size:
+            raise TaskFailed(f"{what}: {found} bytes where the model has {4 * size}; the task must leave files alone")
+        vector = mapped(path)
+        start = 0
+        for spec in signature:
+            part = vector[start : start + spec.size]
+            finite = np.isfinite(part)
+            if not finite.all():
+                raise TaskFailed(
+                    f"{what}: tensor {spec.name} has {part[~finite][0]} among its values; "
+                    "lower the optimiser's rate or look at the data"
+                )
+            start += spec.size
+
+    def evaluate(self, a: Assign) -> None:
+        assert isinstance(a.job, TrainJob | EvaluateJob)
+        weights = self._incoming.weights(a)
+        held = len(split(self._place.entry(a).dataset.rows, a.job.data.holdout, a.job.seed)[1])
+        self._reports.progress(a, "evaluating")
+        reply = self._ranks.order(a, orders.Evaluate(weights=str(weights), signature=a.signature))
+        if not held and (reply.examples or reply.totals):
+            raise TaskFailed(f"metrics over {reply.examples} examples where no row is held out; raise data.holdout")
+        # A task may make several examples of a row, so its counts can be more than there are rows; what it says of
+        # how many rows a number stands for is believed only as far as there are that many.
+        rows = min((_fewest(total) for total in reply.totals.values()), default=reply.examples)
+        self._say(a, "metric", min(rows, held), totals=reply.totals, examples=reply.examples)
+
+    def predict(self, a: Assign) -> None:
+        """Answers stay here, as a dataset under the source's terms; only their number leaves."""
+        assert isinstance(a.job, PredictJob)
+        source = self._place.entry(a).dataset
+        self._check_output(a.job.output, source)
+        weights = self._incoming.weights(a)
+        output = self._place.home / "data" / f"{a.job.output}-{a.run}.parquet"
+        output.parent.mkdir(exist_ok=True)
+        self._ranks.order(a, orders.Predict(weights=str(weights), signature=a.signature, output=str(output)))
+        made = self._place.catalogue.add(a.job.output, output, purposes=source.purposes, min_group=source.min_group)
+        self._say(a, "metric", made.rows, examples=made.rows)
+
+    def _check_output(self, name: str, source: Dataset) -> None:
+        """A job may write its answers anew, but never in place of a dataset that the owner added, or of its source."""
+        listed = {one.name for one in self._place.catalogue.datasets()}
+        ours = (self._place.home / "data").absolute()
+        if name == source.name or (name in listed and Path(self._place.catalogue.entry(name).path).parent != ours):
+            whose = "the job's own source" if name == source.name else f"a dataset of {self._place.site.name}'s owner"
+            raise Invalid(f"output: {name!r} is {whose}; choose another name")
+
+    def query(self, a: Assign) -> None:
+        assert isinstance(a.job, QueryJob)
+        query = parse(a.job.sql)
+        if query.dataset != a.job.dataset:
+            raise Invalid(f"query: the FROM names {query.dataset!r} where the job's dataset is {a.job.dataset!r}")
+        entry = self._place.opened(a)
+        groups, suppressed = answer(query, read_table(entry.path, entry.format), entry.dataset.min_group)
+        smallest = min((group.rows for group in groups), default=entry.dataset.min_group)
+        self._say(a, "query", smallest, groups=groups, suppressed=suppressed)
+
+    def _answer(self, a: Assign, **more: object) -> Answer:
+        place = {"site": self._place.site.name, "position": a.position, "epoch": a.epoch, "version": a.version}
+        return Answer.model_validate({**place, **more})
+
+    def _say(self, a: Assign, kind: CrossingKind, rows: int, **more: object) -> None:
+        """Let an answer without tensors out; ``rows`` is how many the smallest number in it stands for."""
+        done = Done(run=a.run, answer=self._answer(a, **more))
+        size = len(done.model_dump_json())
+        self._place.gate.say(done, self._place.crossing(a, kind, out=True, size=size, rows=rows))
+
+
+_DO: dict[str, Callable[[Stages, Assign], None]] = {
+    "probe": Stages.probe,
+    "measure": Stages.measure,
+    "initialise": Stages.initialise,
+    "train": Stages.train,
+    "evaluate": Stages.evaluate,
+    "predict": Stages.predict,
+    "query": Stages.query,
+}
+
+
+def _fewest(total: Totals) -> int:
+    """Return how many rows the smallest group in a metric stands for: a histogram tells each class apart."""
+    classes = [sum(total.positives), sum(total.negatives)] if total.positives or total.negatives else [total.count]
+    return min(classes)
