@@ -67,14 +67,22 @@ LINE = "import torch\nimport torchh\n"
         (LINE, {}, r"berlin: task\.py: line 2: ModuleNotFoundError: No module named 'torchh'"),
         ("", {"task__name": "Rysk"}, r"berlin: task\.py: there is no class 'Rysk'; did you mean 'Risk'\?"),
         ("", {"task__params": {"paus": 1}}, r"berlin: task\.params\.paus: .*did you mean 'pause'\?"),
-        ("", {"task__params": {"fault": "nan"}}, r"berlin: loss is nan at step \d+; "),
+        ("", {"task__params": {"fault": "nan"}}, r"berlin: loss is nan at step \d+ of the run; "),
         (
             "",
             {"task__params": {"fault": "vector", "after": 0}},
-            r"berlin: loss at step 0 is a tensor of shape \[16, 1\]",
+            r"berlin: loss at step 1 of the run is a tensor of shape \[16, 1\]",
         ),
-        ("", {"task__params": {"fault": "number"}}, r"berlin: loss at step \d+ is float; return .* a scalar tensor"),
-        ("", {"task__params": {"fault": "constant"}}, r"berlin: loss at step \d+ does not depend on the model"),
+        (
+            "",
+            {"task__params": {"fault": "number"}},
+            r"berlin: loss at step \d+ of the run is float; return .* a scalar tensor",
+        ),
+        (
+            "",
+            {"task__params": {"fault": "constant"}},
+            r"berlin: loss at step \d+ of the run does not depend on the model",
+        ),
     ],
 )
 def test_a_task_that_breaks_is_told_with_its_site_and_place_and_publishes_nothing(place, task, changes, words):
@@ -137,7 +145,7 @@ def test_a_port_in_use_is_told(home):
         words = f"port {port}: cannot be used (Address already in use); choose another with --port"
         assert words in home.atoll("hub", "start", "--port", port, code=Unavailable.exit_code)
         said = home.atoll("hub", "start", "--site-port", port, code=Unavailable.exit_code)
-        assert f"port {port} for sites: cannot be used (Address already in use)" in said
+        assert f"port {port} for sites: cannot be used at 127.0.0.1 (Address already in use)" in said
     assert home.empty()
 
 
@@ -154,8 +162,8 @@ def test_a_token_is_good_once_and_garbage_is_none(place, make_home, tmp_path):
     joined = first.start("join", token)
     place.seen("site.connected", site__name="oslo")
     said = second.atoll("join", token, code=Denied.exit_code)
-    assert "site 'oslo': this token is unknown or was used; ask for another invitation" in said
-    assert not (second.path / "sites" / "oslo" / "secret").exists()
+    assert "site 'oslo': this token was used, by another key; ask for another invitation" in said
+    assert not (second.path / "sites" / "oslo" / "identity.json").exists()
     for garbage in ("garbage", token[:-9], "%%%", ""):
         said = second.atoll("join", garbage, code=Invalid.exit_code)
         assert "token: this is no join token; paste what `atoll site invite` printed, whole" in said

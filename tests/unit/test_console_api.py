@@ -2,6 +2,7 @@
 
 import json
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +12,23 @@ import pytest
 from atoll.console.client import Client, connect
 from atoll.console.host import attach, find
 from atoll.errors import Invalid, NotFound
-from atoll.spec.job import QueryJob
+from atoll.spec.job import QueryJob, run_name
 from atoll.spec.model import Deployment
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Client]:
-    with connect(tmp_path / "home", sites=False) as client:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api") / "home"
+
+
+@pytest.fixture(scope="module")
+def hub(home: Path) -> Iterator[Client]:
+    """A hub that is asked much and given nothing to do, so that all these tests may ask the same one."""
+    with connect(home, sites=False) as client:
         yield client
 
 
-def test_a_second_command_finds_the_first_ones_hub(hub: Client, tmp_path: Path):
-    home = tmp_path / "home"
+def test_a_second_command_finds_the_first_ones_hub(hub: Client, home: Path):
     with connect(home, sites=False) as other:
         assert (other.address.url, other.address.embedded) == (hub.address.url, False)
         assert other.runs() == []
@@ -52,21 +58,69 @@ def test_errors_come_back_as_the_class_they_were(hub: Client):
         hub.deploy(Deployment(name="heart", model="heart@1"))
     with pytest.raises(NotFound, match="atoll deploy"):
         hub.predict("heart", [{"age": 63}])
+    with pytest.raises(NotFound, match="'oslo' is not in quarantine; `atoll sites` tells which are"):
+        hub.release("oslo")
     with pytest.raises(Invalid, match="is no name"):
         hub.cancel("../models")
     with pytest.raises(Invalid, match="hours"):
         hub.invite("zurich", hours=-1)
 
 
-def test_a_job_without_a_site_is_followed_to_its_failure(hub: Client):
+def test_a_job_without_a_site_is_followed_to_its_failure(tmp_path: Path):
     job = QueryJob(name="ages", purpose="research", sql="SELECT count(*) FROM heart", dataset="heart")
     views = []
-    last = hub.run_job(job, watch=views.append)
-    assert last.state == "failed"
-    assert "no site is connected" in last.words
-    assert views[-1] == last
-    assert next(line["kind"] for line in hub.explain(last.run)) == "run.submitted"
-    assert [verdict.intact for verdict in hub.verify()] == [True]
+    with connect(tmp_path / "home", sites=False) as hub:
+        last = hub.run_job(job, watch=views.append)
+        assert last.state == "failed"
+        assert "no site is connected" in last.words
+        assert views[-1] == last
+        assert next(line["kind"] for line in hub.explain(last.run)) == "run.submitted"
+        assert [verdict.intact for verdict in hub.verify()] == [True]
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A hub that is given jobs; with no site each of them fails at once."""
+    with connect(tmp_path_factory.mktemp("busy"), sites=False) as client:
+        yield client
+
+
+AGES = QueryJob(name="ages", purpose="research", sql="SELECT count(*) FROM heart", dataset="heart")
+
+
+def submissions(hub: Client, run: str) -> int:
+    return [line["kind"] for line in hub.explain(run)].count("run.submitted")
+
+
+def test_a_job_submitted_twice_under_one_name_is_one_run(busy: Client):
+    name = run_name(AGES)
+    assert [busy.submit(AGES, None, name), busy.submit(AGES, None, name)] == [name, name]
+    assert submissions(busy, name) == 1
+    assert busy.submit(AGES) != name
+    with pytest.raises(Invalid, match=f"run: '{name}' is a run of another job"):
+        busy.submit(AGES.model_copy(update={"dataset": "lung"}), None, name)
+    with pytest.raises(Invalid, match="run: "):
+        busy.submit(AGES, None, "../ages")
+
+
+def test_one_name_at_the_same_time_is_one_run(busy: Client):
+    name = run_name(AGES)
+    threads = [threading.Thread(target=busy.submit, args=(AGES, None, name)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert submissions(busy, name) == 1
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_an_interrupted_submission_is_withdrawn_whether_or_not_it_arrived(busy: Client, arrived: bool):
+    name = run_name(AGES)
+    if arrived:
+        busy.submit(AGES, None, name)
+    view = busy.withdraw(AGES, None, name)
+    assert (view.run, view.state in ("cancelled", "failed")) == (name, True)
+    assert submissions(busy, name) == 1
 
 
 def test_nothing_but_health_and_the_page_is_open(hub: Client):

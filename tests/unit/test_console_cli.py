@@ -1,13 +1,17 @@
 """The command line without a hub: what it loads, what it suggests, how errors end."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Group
 
 from atoll.console.cli import app, execute, hoist
+from atoll.console.show import table, text
+from atoll.console.terminal import console, say
 
 HEAVY = ("torch", "ray", "fastapi", "uvicorn", "pyarrow", "duckdb", "httpx", "pydantic", "numpy")
 
@@ -88,13 +92,39 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(job: Path, capsys: py
         (["predict", "heart", "--row", "{"], "--row 1: not JSON"),
         (["policy", "check", "nowhere.cedar"], "nowhere.cedar: there is no such policy file"),
         (["--home", "nowhere", "join", "token"], "site: nowhere has none"),
+        (["run"], "Missing argument 'JOB'; see `atoll run --help`"),
+        (["plan", "job.yaml", "--sett", "a=b"], "No such option: --sett"),
+        (["deploy", "heart@1", "--port", "http"], "Invalid value for '--port'"),
+        (["runs", "shwo"], "Did you mean 'show'?; see `atoll runs --help`"),
     ],
 )
 def test_mistakes_end_in_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
     assert run(*arguments) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert "Traceback" not in told
+    told = capsys.readouterr()
+    assert words in told.err
+    assert len(told.err.splitlines()) == 1
+    assert told.out == ""
+
+
+def test_what_is_written_to_a_file_is_neither_wrapped_nor_cut(capsys: pytest.CaptureFixture[str]):
+    long = " ".join(["words"] * 400)
+    console().print(Group(table("Title", ("name", ">number", "why"), [("a", "1", long), ("b", "2", long)]), text(long)))
+    say(long)
+    told = capsys.readouterr()
+    assert [line.count(long) for line in told.out.splitlines()] == [0, 0, 1, 1, 1]
+    assert told.err == f"{long}\n"
+
+
+@pytest.mark.parametrize("arguments", [["join"], ["join", "-"]])
+def test_a_token_is_read_from_standard_input(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    home = ["--home", str(tmp_path)]
+    assert run(*home, "site", "add", "bonn") == 0
+    for given, words in (("no token\nmore\n", "token: "), ("", "token: none on standard input; paste it there")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        assert run(*home, *arguments) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_global_options_may_stand_anywhere():

@@ -87,6 +87,16 @@ def test_words_of_others_cannot_act_on_the_terminal():
         assert "[bold]red" in text, "markup of others is text"
 
 
+def test_a_site_in_quarantine_is_shown_with_the_words_that_say_how_it_leaves():
+    words = "ada: nan; 3 in a row: in quarantine until `atoll site release ada`"
+    for connected, shown in ((True, "quarantine"), (False, "quarantine, away")):
+        site = SiteView(name="ada", owner="me", region="x", connected=connected, words="killed", quarantine=words)
+        text = " ".join(printed(show.sites([site])).split())
+        assert f" {shown} " in text
+        assert "killed" not in text
+    assert "`atoll site release ada`" in text
+
+
 def test_a_spark_keeps_the_last_value_and_the_width():
     assert show.spark([1.0]) == ""
     assert show.spark([3.0, 2.0, 1.0, 0.0])[0] == "█"
@@ -103,6 +113,14 @@ def test_an_outcome_shows_every_site_and_all_together():
     assert "basel      0.85         -" in text
     assert "all sites   0.9       0.8" in text
     assert "atoll models show heart@3" in text
+
+
+def test_an_outcome_names_who_did_not_answer_in_time():
+    result = Result(metrics={"auc": 0.9}, by_site={"basel": {"auc": 0.9}}, missing=("lyon", "oslo"))
+    text = printed(show.outcome(view(state="finished", result=result)))
+    assert "No answer in time outside training: lyon, oslo" in text
+    whole = result.model_copy(update={"missing": ()})
+    assert "in time" not in printed(show.outcome(view(state="finished", result=whole)))
 
 
 def test_a_query_shows_its_rows_and_what_was_held_back():
@@ -128,6 +146,7 @@ def test_lists_show_what_they_list():
     verdicts = [
         Verdict(journal="hub", entries=9, intact=True),
         Verdict(journal="basel", entries=4, intact=False, bad=2),
+        Verdict(journal="geneva", entries=4, intact=False, words="is no journal"),
     ]
     dataset = Dataset(name="heart", rows=1234, fingerprint=DIGEST, purposes=("research",))
     shown = {
@@ -147,6 +166,7 @@ def test_lists_show_what_they_list():
     }
     for words, renderable in shown.items():
         assert words in printed(renderable)
+    assert "None" not in printed(show.verdicts(verdicts))
     assert "old" not in printed(show.models([MODEL], {"heart": {"production": 3, "old": 1}}))
 
 

@@ -60,13 +60,15 @@ def test_an_empty_journal_verifies(tmp_path: Path):
 
 
 def test_the_chain_can_be_recomputed_with_hashlib_alone(tmp_path: Path):
-    with Journal(written(tmp_path / "journal.db"), "hub", read_only=True) as journal:
-        prev = "sha256:" + hashlib.sha256(b"atoll journal hub").hexdigest()
-        for seq, body in enumerate(journal.bodies(), start=1):
-            entry = json.loads(body)
-            assert (entry["seq"], entry["prev"]) == (seq, prev)
-            prev = "sha256:" + hashlib.sha256(body).hexdigest()
-        assert journal.head() == (10, prev)
+    connection = sqlite3.connect(written(tmp_path / "journal.db"))
+    prev = "sha256:" + hashlib.sha256(b"atoll journal hub").hexdigest()
+    for seq, body, digest in connection.execute("select seq, body, digest from entries order by seq").fetchall():
+        entry = json.loads(body)
+        assert (entry["seq"], entry["prev"]) == (seq, prev)
+        prev = "sha256:" + hashlib.sha256(body).hexdigest()
+        assert digest == prev
+    assert seq == 10
+    connection.close()
 
 
 def test_an_edited_entry_is_named(tmp_path: Path):
@@ -160,6 +162,21 @@ def test_rows_of_another_type_are_found_and_not_read(tmp_path: Path):
     )
     found = verdict(path)
     assert (found.intact, found.bad) == (False, 3)
+
+
+def test_an_index_that_hides_entries_is_found(tmp_path: Path):
+    path = written(tmp_path / "journal.db", 60)
+    connection = sqlite3.connect(path, isolation_level=None)
+    root = connection.execute("select rootpage from sqlite_schema where name = 'entries_by_run'").fetchone()[0]
+    size = connection.execute("pragma page_size").fetchone()[0]
+    connection.execute("pragma wal_checkpoint(truncate)")
+    connection.close()
+    content = bytearray(path.read_bytes())
+    content[(root - 1) * size + 3 : (root - 1) * size + 5] = (59).to_bytes(2, "big")  # one cell fewer on that page
+    path.write_bytes(content)
+    found = verdict(path)
+    assert (found.intact, found.bad, found.entries) == (False, None, 60)
+    assert "not the indexes over them" in found.words
 
 
 def test_a_page_that_was_overwritten_is_found(tmp_path: Path):

@@ -1,20 +1,16 @@
-"""A journal in a file: it only grows, several may write, and what was written is there after a kill."""
+"""A journal in a file: it only grows, several may read and write, and what is wrong with its place is told."""
 
-import os
-import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-import atoll
 from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
 from atoll.journal.sqlite import Journal
-from atoll.spec.event import Answer, Answered, Cancelled, Event, Joined, Lost, Merged
+from atoll.spec.event import Answer, Answered, Cancelled, Crossed, Event, Invited, Joined, Lost, Merged
+from atoll.spec.policy import Crossing, Decision
 
 
 def joined(number: int) -> Event:
@@ -35,7 +31,7 @@ def test_what_was_appended_is_read_back(path: Path):
         assert [entry.seq for entry in written] == [1, 2, 3]
         assert list(journal.entries()) == written
         assert journal.append(actor="user:ana") == []
-        assert journal.head() == (3, written[-1].digest)
+        assert journal.verify().entries == 3
 
 
 def test_entries_can_be_chosen_by_number_and_kind(path: Path):
@@ -48,20 +44,56 @@ def test_entries_can_be_chosen_by_number_and_kind(path: Path):
         assert list(journal.entries(after=702)) == []
 
 
+def crossed(run: str | None) -> Event:
+    allowed = Decision(allowed=True, party="berlin")
+    return Crossed(crossing=Crossing(kind="update", direction="out", site="berlin", run=run), decision=allowed)
+
+
+def test_the_entries_of_a_run_are_chosen_without_reading_others(path: Path):
+    invited = Invited(site="oslo", token="sha256:" + 64 * "0", expires=1.0)
+    with Journal(path, "hub") as journal:
+        for number in range(300):
+            journal.append(joined(number % 3), crossed(f"run-{number % 3}"), crossed(None), invited, actor="hub")
+        of_run = [entry for entry in journal.entries() if "run-1" in str(entry.event)]
+        statements: list[str] = []
+        journal._connection.set_trace_callback(statements.append)
+        assert list(journal.entries(run="run-1")) == of_run
+        assert len(of_run) == 200
+        assert list(journal.entries(run="run-1", kinds=("crossing",))) == of_run[1::2]
+        assert list(journal.entries(after=of_run[-2].seq, run="run-1")) == of_run[-1:]
+        assert list(journal.entries(run="run-9")) == []
+        journal._connection.set_trace_callback(None)
+        for statement in statements:
+            (plan,) = journal._connection.execute(f"explain query plan {statement}").fetchall()
+            assert "SEARCH entries USING INDEX entries_by_run" in plan[3]
+
+
+def test_a_journal_without_the_index_of_runs_gets_it_from_its_entries(path: Path):
+    with Journal(path, "hub") as journal:
+        journal.append(joined(1), joined(2), crossed("run-1"), actor="hub")
+        journal._connection.execute("drop index entries_by_run")
+    with Journal(path, "hub", read_only=True) as journal:
+        assert [entry.seq for entry in journal.entries(run="run-1")] == [1, 3]
+    with Journal(path, "hub") as journal:
+        assert [entry.seq for entry in journal.entries(run="run-1")] == [1, 3]
+        assert journal._connection.execute("pragma index_list(entries)").fetchone()[1] == "entries_by_run"
+        assert journal.verify().intact
+
+
 def test_reading_does_not_keep_others_from_writing(path: Path):
     with Journal(path, "hub") as journal:
         journal.append(joined(1), joined(2), actor="hub")
         reader = journal.entries()
         next(reader)
         journal.append(joined(3), actor="hub")  # would hang if the reader held the lock
-        assert journal.head()[0] == 3
+        assert journal.verify().entries == 3
 
 
 def test_a_reopened_journal_continues_its_chain(path: Path):
     with Journal(path, "hub") as journal:
         first = journal.append(joined(1), actor="hub")
     with Journal(path, "hub") as journal:
-        assert journal.head() == (1, first[0].digest)
+        assert list(journal.entries()) == first
         journal.append(joined(2), actor="hub")
         assert journal.verify().intact
         assert journal.verify().entries == 2
@@ -132,7 +164,7 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path):
         journal._connection.execute(f"pragma max_page_count = {pages}")
         with pytest.raises(Unavailable, match=r"journal\.db: no space left on its disk; free some"):
             journal.append(*(joined(number) for number in range(500)), actor="hub")
-        assert journal.head()[0] == 1
+        assert journal.verify().entries == 1
         journal._connection.execute("pragma max_page_count = 100000")
         assert journal.append(joined(2), actor="hub")[0].seq == 2
         assert journal.verify().intact
@@ -144,7 +176,7 @@ def test_an_event_that_cannot_be_read_back_is_not_written(path: Path):
         for bad in (good.model_copy(update={"loss": float("nan")}), good.model_copy(update={"position": -1})):
             with pytest.raises(Invalid, match=r"event 'run\.merged'"):
                 journal.append(joined(1), bad, actor="hub")
-        assert journal.head()[0] == 0
+        assert journal.verify().entries == 0
 
 
 def test_a_file_that_is_no_database_is_corrupt(tmp_path: Path):
@@ -185,7 +217,7 @@ def test_reading_only_needs_a_file_and_does_not_write(path: Path):
             with pytest.raises(Invalid, match="read only"):
                 view.append(joined(2), actor="hub")
             journal.append(joined(2), actor="hub")
-            assert view.head()[0] == 2
+            assert view.verify().entries == 2
 
 
 def test_a_place_that_cannot_be_used_is_reported(tmp_path: Path):
@@ -210,87 +242,11 @@ def test_a_path_with_signs_of_an_address_is_a_path(tmp_path: Path):
     assert path.is_file()
 
 
-def test_waiting_ends_with_a_new_entry(path: Path):
-    with Journal(path, "hub") as journal:
-        assert not journal.wait(0, timeout=0)
-        seen: list[bool] = []
-        waiter = threading.Thread(target=lambda: seen.append(journal.wait(0, timeout=60)))
-        waiter.start()
-        journal.append(joined(1), actor="hub")
-        waiter.join()
-        assert seen == [True]
-        assert journal.wait(0, timeout=0)
-        assert not journal.wait(1, timeout=0)
-
-
-def test_closing_wakes_who_waits_and_ends_all_use(path: Path):
+def test_closing_ends_all_use(path: Path):
     journal = Journal(path, "hub")
-    raised: list[str] = []
-
-    def follow() -> None:
-        try:
-            journal.wait(0, timeout=60)
-        except Unavailable as error:
-            raised.append(str(error))
-
-    waiter = threading.Thread(target=follow)
-    waiter.start()
     journal.close()
-    waiter.join()
     journal.close()
-    assert len(raised) == 1
     with pytest.raises(Unavailable, match="closed"):
         journal.append(joined(1), actor="hub")
     with pytest.raises(Unavailable, match="closed"):
         list(journal.entries())
-
-
-_WRITER = """
-import sys
-from pathlib import Path
-from atoll.journal.sqlite import Journal
-from atoll.spec.event import Joined
-with Journal(Path(sys.argv[1]), "hub", patience=30) as journal:
-    for number in range(int(sys.argv[2])):
-        entries = journal.append(Joined(run=f"run-{number}", site="berlin"),
-                                 Joined(run=f"run-{number}", site="zurich"), actor=sys.argv[3])
-        print(entries[-1].seq, flush=True)
-"""
-
-
-def writer(path: Path, count: int, actor: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(atoll.__file__).parents[1])}
-    command = [sys.executable, "-c", _WRITER, str(path), str(count), actor]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("after", [1, 17])
-def test_a_writer_killed_in_the_middle_leaves_an_intact_chain(path: Path, after: int):
-    process = writer(path, 1_000_000, "hub")
-    assert process.stdout is not None
-    promised = [int(process.stdout.readline()) for _ in range(after)]
-    process.send_signal(signal.SIGKILL)
-    promised += [int(line) for line in process.stdout.read().split("\n")[:-1]]
-    process.stdout.close()
-    assert process.wait() == -signal.SIGKILL
-    with Journal(path, "hub") as journal:
-        found = journal.verify()
-        assert found.intact, found.words
-        assert found.entries >= promised[-1]
-        assert found.entries % 2 == 0  # each call's two events, or neither
-        assert journal.append(joined(1), actor="hub")[0].seq == found.entries + 1
-        assert journal.verify().intact
-
-
-@pytest.mark.system
-def test_processes_that_begin_one_journal_at_once_write_one_chain(path: Path):
-    processes = [writer(path, 20, f"process:{number}") for number in range(3)]
-    for process in processes:
-        process.communicate()
-        assert process.returncode == 0
-    with Journal(path, "hub", read_only=True) as journal:
-        assert journal.verify().intact
-        entries = list(journal.entries())
-    assert len(entries) == 120
-    assert {entry.actor for entry in entries} == {"process:0", "process:1", "process:2"}

@@ -1,25 +1,24 @@
 """The HTTP API of a hub: each route is one call of `Hub`, behind `atoll.console.guard`; and the dashboard's page."""
 
-import threading
-import time
-from collections.abc import Iterator
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import Field, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 import atoll
 from atoll.console.guard import SESSION_SECONDS, Guard, Keys, cookie_name, failure
+from atoll.console.streams import Stream, Streams
 from atoll.errors import AtollError, Invalid, NotFound
 from atoll.planner.capacity import Outlook
 from atoll.registry.lineage import LineageTree
 from atoll.runtime.hub import Hub
-from atoll.spec.document import Document, Name, canonical
+from atoll.spec.document import Document, Name
 from atoll.spec.fleet import Fleet
 from atoll.spec.job import Job
 from atoll.spec.model import Bundle, Deployment, Model
@@ -27,10 +26,6 @@ from atoll.spec.plan import Plan
 from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
 
 USER = "local"  # one token stands for one person, until users have names of their own
-OVER = ("finished", "failed", "cancelled", "interrupted")  # interrupted: nothing changes until `atoll resume`
-BEAT = b": beat\n\n"  # a comment to a reader of server-sent events
-BEAT_SECONDS = 1.0  # how long a stream waits before it shows that it lives; also how fast it ends with the server
-PAUSE_SECONDS = 0.1  # between two views of one stream: a run may change with every step of every site
 
 Reference = Annotated[str, StringConstraints(max_length=130)]  # looked up, never part of a path
 
@@ -40,6 +35,12 @@ class Submission(Document):
 
     job: Job
     bundle: Bundle | None = None
+
+
+class Order(Submission):
+    """A job to carry out. Under one name it is one run, however often it is sent."""
+
+    run: Name | None = None
 
 
 class WhatIf(Submission):
@@ -58,16 +59,22 @@ class Invitation(Document):
     hours: float = Field(default=24.0, gt=0, le=24 * 30)
 
 
-def _hub(request: Request) -> Hub:
+# These are async although they wait for nothing: others would be called in a thread each, one more for every request.
+async def _hub(request: Request) -> Hub:
     return request.app.state.hub
 
 
-def _keys(request: Request) -> Keys:
+async def _keys(request: Request) -> Keys:
     return request.app.state.keys
+
+
+async def _streams(request: Request) -> Streams:
+    return request.app.state.streams
 
 
 Here = Annotated[Hub, Depends(_hub)]
 Door = Annotated[Keys, Depends(_keys)]
+Open = Annotated[Streams, Depends(_streams)]
 v1 = APIRouter(prefix="/v1")
 page = APIRouter(include_in_schema=False)
 
@@ -82,7 +89,7 @@ def create_app(hub: Hub, token: str) -> FastAPI:
         redoc_url=None,
         middleware=[Middleware(Guard, keys=keys)],
     )
-    app.state.hub, app.state.keys, app.state.closing = hub, keys, threading.Event()
+    app.state.hub, app.state.keys, app.state.streams = hub, keys, Streams(hub)
     app.add_exception_handler(AtollError, _tell)
     app.add_exception_handler(RequestValidationError, _tell_fields)
     app.add_exception_handler(HTTPException, _tell_route)
@@ -102,8 +109,8 @@ def health(keys: Door, challenge: Annotated[str, Field(max_length=100)] = "") ->
 
 
 @v1.post("/jobs")
-def submit(hub: Here, body: Submission) -> dict[str, str]:
-    return {"run": hub.submit(body.job, body.bundle, USER)}
+def submit(hub: Here, body: Order) -> dict[str, str]:
+    return {"run": hub.submit(body.job, body.bundle, USER, body.run)}
 
 
 @v1.post("/plan")
@@ -127,10 +134,10 @@ def run(hub: Here, run: Name) -> RunView:
 
 
 @v1.get("/runs/{run}/events")
-def run_events(hub: Here, run: Name, request: Request) -> StreamingResponse:
-    """Server-sent events: the run's view at once and after each change, until the run is over."""
-    hub.run(run)  # an unknown run is a 404, which a stream that has begun could not say
-    return _stream(_views(hub, run, request.app.state.closing))
+async def run_events(hub: Here, streams: Open, run: Name) -> Stream:
+    """Server-sent events: the run's view at once and after each change, until it is over; its plan is told once."""
+    await asyncio.to_thread(hub.run, run)  # an unknown run is a 404, which a stream that has begun could not say
+    return streams.of_run(run)
 
 
 @v1.post("/runs/{run}/cancel")
@@ -155,9 +162,9 @@ def resume(hub: Here) -> dict[str, list[str]]:
 
 
 @v1.get("/events")
-def events(hub: Here, request: Request) -> StreamingResponse:
-    """Server-sent events: all runs, without plans and results, whenever one of them changed."""
-    return _stream(_lists(hub, request.app.state.closing))
+async def events(streams: Open) -> Stream:
+    """Server-sent events: all runs, without plans, losses and results, whenever one of them changed."""
+    return streams.of_all()
 
 
 # --- sites, models, deployments, the record -------------------------------------------------------------------------
@@ -171,6 +178,18 @@ def fleet(hub: Here) -> Fleet:
 @v1.get("/sites")
 def sites(hub: Here) -> list[SiteView]:
     return hub.sites()
+
+
+@v1.post("/sites/{site}/revoke")
+def revoke(hub: Here, site: Name) -> dict[str, bool]:
+    hub.revoke(site, USER)
+    return {"revoked": True}
+
+
+@v1.post("/sites/{site}/release")
+def release(hub: Here, site: Name) -> dict[str, bool]:
+    hub.release(site, USER)
+    return {"released": True}
 
 
 @v1.post("/sites/{site}/invites")
@@ -211,6 +230,11 @@ def deployments(hub: Here) -> list[DeploymentView]:
 @v1.post("/deployments")
 def deploy(hub: Here, body: Deployment) -> DeploymentView:
     return hub.deploy(body, USER)
+
+
+@v1.post("/redeploy")
+def redeploy(hub: Here) -> list[DeploymentView]:
+    return hub.redeploy(USER)
 
 
 @v1.delete("/deployments/{name}")
@@ -277,40 +301,6 @@ def style() -> Response:
 
 def _file(name: str, kind: str) -> Response:
     return Response((_PAGE / name).read_bytes(), media_type=f"{kind}; charset=utf-8", headers=_HEADERS)
-
-
-# --- streams --------------------------------------------------------------------------------------------------------
-
-
-def _views(hub: Hub, run: str, closing: threading.Event) -> Iterator[bytes]:
-    seen = now = hub.wait(run, -1, 0.0)  # the counter before the view: what changes after it is never missed
-    while not closing.is_set():
-        view = hub.run(run)
-        yield _event(canonical(view))
-        if view.state in OVER:
-            return
-        time.sleep(PAUSE_SECONDS)
-        while not closing.is_set() and (now := hub.wait(run, seen, BEAT_SECONDS)) == seen:
-            yield BEAT  # a write is how the server learns that the reader has gone
-        seen = now
-
-
-def _lists(hub: Hub, closing: threading.Event) -> Iterator[bytes]:
-    shown = b""
-    while not closing.is_set():
-        views = [view.model_copy(update={"plan": None, "result": None, "losses": ()}) for view in hub.runs()]
-        text = canonical([view.model_dump(mode="json") for view in views])
-        yield _event(text) if text != shown else BEAT
-        shown = text
-        closing.wait(BEAT_SECONDS)
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
-
-
-def _stream(events: Iterator[bytes]) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -7,15 +7,17 @@ import traceback
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
 import atoll
 from atoll.console import cli_jobs, cli_models, cli_sites
-from atoll.console.terminal import Terminal, say
-from atoll.errors import AtollError, Unavailable
+from atoll.console.terminal import CANCELLED, Terminal, say
+from atoll.errors import AtollError, Invalid, Unavailable
 
+# Every mistake in a command line. Typer has no public name for it.
+USAGE = cast("type[Exception]", typer.BadParameter.__bases__[0])
 app = typer.Typer(
     name="atoll",
     no_args_is_help=True,
@@ -64,14 +66,18 @@ def execute(arguments: Sequence[str]) -> NoReturn:
     """Run one command and leave with its exit code; a person's mistake is one sentence, never a traceback."""
     given = hoist(arguments)
     try:
-        typer.main.get_command(app)(args=given, prog_name="atoll")
+        code = typer.main.get_command(app)(args=given, prog_name="atoll", standalone_mode=False)
+    except USAGE as error:
+        _fail(error, _usage(error), Invalid.exit_code, given)
+    except typer.Abort:  # a question that nobody answered
+        sys.exit(CANCELLED)
     except AtollError as error:
         _fail(error, str(error), error.exit_code, given)
     except OSError as error:
         _fail(error, _disk(error), Unavailable.exit_code, given)
     except Exception as error:  # noqa: BLE001 - the process boundary: a fault of ours must still end in a sentence
         _fail(error, f"{type(error).__name__}: {error}; run again with --debug to see where", 1, given)
-    sys.exit(0)
+    sys.exit(code or 0)  # what a command left with by typer.Exit
 
 
 def hoist(arguments: Sequence[str]) -> list[str]:
@@ -94,8 +100,15 @@ def hoist(arguments: Sequence[str]) -> list[str]:
 def _fail(error: Exception, words: str, code: int, given: Sequence[str]) -> NoReturn:
     if "--debug" in given:
         traceback.print_exception(error)
-    say(f"error: {words}")
+    if words:
+        say(f"error: {words}")
     sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """One sentence for a command line that is none; "" where its help has been printed already."""
+    words = str(error.format_message()).strip().rstrip(".")
+    return f"{words}; see `{error.ctx.command_path if error.ctx else 'atoll'} --help`" if words else ""
 
 
 def _disk(error: OSError) -> str:

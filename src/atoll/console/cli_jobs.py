@@ -1,12 +1,11 @@
 """Commands about jobs and runs: plan, run, resume, watch, cancel, query, what-if."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.console.terminal import Json, Overrides, Watch, exit_code, held, of, say
+from atoll.console.terminal import Json, Overrides, Watch, exit_code, of, say
 
 if TYPE_CHECKING:
     from atoll.console.client import Client
@@ -54,7 +53,7 @@ def plan(context: typer.Context, job: JobFile, overrides: Overrides = None, as_j
 
 @app.command(rich_help_panel=PANEL)
 def resume(context: typer.Context, as_json: Json = False) -> None:
-    """Go on with the runs that an ended hub left behind, to their ends.
+    """Go on with the runs that an ended hub left behind, to their ends. Deployments come back with `atoll hub start`.
 
     Example: atoll resume
     """
@@ -67,6 +66,9 @@ def resume(context: typer.Context, as_json: Json = False) -> None:
         if not names:
             say("No run was interrupted.")
         views = [_follow(hub, name, as_json) for name in names]
+        resting = [view.name for view in hub.deployments() if view.state == "stopped"]
+    if resting:
+        say(f"Not started here: {', '.join(resting)}; deployments live with a hub, start one with `atoll hub start`.")
     of(context).emit(views, Group(*(show.outcome(view) for view in views)), as_json)
     raise typer.Exit(max((exit_code(view) for view in views), default=0))
 
@@ -157,22 +159,29 @@ def capacity(
 
 
 def _carry_out(hub: "Client", job: "Job", bundle: "Bundle | None", as_json: bool, quiet: bool = False) -> "RunView":
-    with held() as release:
-        name = hub.submit(job, bundle)
-        return _follow(hub, name, as_json, quiet, release)
+    """Submit a job and watch its run to the end; Ctrl-C cancels it and waits until its sites have let go."""
+    from atoll.spec.job import run_name
 
-
-def _follow(
-    hub: "Client", run: str, as_json: bool, quiet: bool = False, release: Callable[[], None] = lambda: None
-) -> "RunView":
-    """Watch a run to its end; Ctrl-C cancels it and waits until its sites have let go."""
+    name = run_name(job)
     try:
-        release()
-        with Watch(stderr=as_json) as watch:
-            return hub.wait(run, None if quiet else watch)
+        return _watch(hub, hub.submit(job, bundle, name), as_json, quiet)
+    except KeyboardInterrupt:
+        say(f"Cancelling {name}.")
+        return hub.withdraw(job, bundle, name)
+
+
+def _follow(hub: "Client", run: str, as_json: bool) -> "RunView":
+    """Watch a run to its end; Ctrl-C cancels it."""
+    try:
+        return _watch(hub, run, as_json)
     except KeyboardInterrupt:
         say(f"Cancelling {run}.")
         return hub.stop(run)
+
+
+def _watch(hub: "Client", run: str, as_json: bool, quiet: bool = False) -> "RunView":
+    with Watch(stderr=as_json) as watch:
+        return hub.wait(run, None if quiet else watch)
 
 
 def _finish(context: typer.Context, view: "RunView", as_json: bool) -> None:

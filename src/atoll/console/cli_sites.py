@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atoll.console.terminal import Json, of, rest, say
+from atoll.console.terminal import Json, of, rest, say, secret
 
 PANEL, RECORD, OTHER = "Sites and data", "The record", "Other"
 SiteName = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.", show_default=False)]
@@ -79,6 +79,8 @@ def site_invite(
 ) -> None:
     """Print a token with which one site may join, once; give it to the site's owner and to nobody else.
 
+    The owner runs `atoll join` there and pastes it: as a word of the command any user of that machine could read it.
+
     Example: atoll site invite zurich --hours 2
     """
     from atoll.console.show import text
@@ -86,27 +88,70 @@ def site_invite(
     with of(context).hub() as hub:
         token = hub.invite(name, hours)
     of(context).emit({"site": name, "token": token}, text(token), as_json)
+    say(f"For the owner of {name}, once, within {hours:g} hours: run `atoll join` there and paste this token.")
+
+
+@site.command("revoke")
+def site_revoke(context: typer.Context, name: SiteName, as_json: Json = False) -> None:
+    """Shut a site out at once: its session ends and its certificate is good for nothing any more.
+
+    It comes back only by another invitation, with another key.
+
+    Example: atoll site revoke zurich
+    """
+    from atoll.console.show import text
+
+    with of(context).hub() as hub:
+        hub.revoke(name)
+    of(context).emit({"site": name, "revoked": True}, text(f"{name} is shut out."), as_json)
+
+
+@site.command("release")
+def site_release(context: typer.Context, name: SiteName, as_json: Json = False) -> None:
+    """Let a site out of quarantine, in which it is given no work; `atoll sites` says why it is in it.
+
+    A site gets there by three answers in a row that could not be taken. Find out first what is wrong with it.
+
+    Example: atoll site release zurich
+    """
+    from atoll.console.show import text
+
+    with of(context).hub() as hub:
+        hub.release(name)
+    of(context).emit({"site": name, "released": True}, text(f"{name} is given work again."), as_json)
 
 
 @app.command(rich_help_panel=PANEL)
 def join(
     context: typer.Context,
-    token: Annotated[str, typer.Argument(metavar="TOKEN", help="From `atoll site invite`.", show_default=False)],
+    token: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TOKEN]",
+            help="From `atoll site invite`; - reads it from standard input, nothing asks for it.",
+            show_default=False,
+        ),
+    ] = None,
     at: Annotated[
         str | None, typer.Option("--site", help="Which of this home's sites; by default its only one.")
     ] = None,
 ) -> None:
     """Join a hub as a site, and work for it until Ctrl-C. The site dials out; no port opens here.
 
-    Example: atoll join TOKEN --home /srv/atoll
+    Asked for, the token is not shown, and no other user of this machine can read it among the processes.
+
+    Example: atoll join --home /srv/atoll
     """
     from atoll.console.document import site_folder
+    from atoll.console.logs import trim_site
 
     folder = site_folder(of(context).home, at)
+    given = secret("Token", "token") if token in (None, "-") else token
     from atoll.runtime.site import join as join_hub
 
     try:
-        join_hub(folder, token)
+        trim_site(folder)
+        join_hub(folder, given)
     except KeyboardInterrupt:
         say("The site has left.")
 
@@ -174,6 +219,41 @@ def policy_check(
 # --- the hub and its page -------------------------------------------------------------------------------------------
 
 
+@hub_app.command("init")
+def hub_init(
+    context: typer.Context,
+    host: Annotated[
+        str, typer.Option(help="The address that the sites' port is bound to; 0.0.0.0 for every one.")
+    ] = "127.0.0.1",
+    site_port: Annotated[
+        int, typer.Option(help="The port that sites dial; 0 takes a free one and keeps it.", min=0, max=65535)
+    ] = 0,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A DNS name or address by which sites dial; may be repeated, the first is told."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make this home's hub ready for sites elsewhere: its CA, and where they reach it.
+
+    A hub that starts without this makes its CA by itself and is reached from this machine only. The CA is kept when
+    there is one, for sites know the hub by it; whoever can read hub/ca can pose as the hub.
+
+    Example: atoll hub init --host 0.0.0.0 --site-port 7443 --name hub.example.org
+    """
+    from atoll.console.show import text
+    from atoll.runtime.membership import initialise
+    from atoll.spec.document import parse
+    from atoll.spec.fleet import Reach
+
+    reach = parse(Reach, {"host": host, "port": site_port, "names": name or []}, "hub init")
+    folder = of(context).home / "hub"
+    initialise(folder, reach)
+    port = site_port or "a free port, the same each time"
+    words = f"The hub in {folder} takes sites at {host}, {port}. Start it with `atoll hub start`."
+    of(context).emit(reach, text(words), as_json)
+
+
 @hub_app.command("start")
 def hub_start(
     context: typer.Context,
@@ -184,6 +264,7 @@ def hub_start(
 
     Example: atoll hub start --port 8000
     """
+    from atoll.console.client import Client
     from atoll.console.host import attach
     from atoll.errors import Unavailable
 
@@ -191,11 +272,9 @@ def hub_start(
     address = attach(home, sites=True, port=port, site_port=site_port)
     if not address.embedded:
         raise Unavailable(f"hub: one runs for {home} already, at {address.url}; use it, or give another --home")
-    try:
+    with Client(address) as hub:
         say(f"The hub of {home} answers at {address.url} until Ctrl-C; `atoll ui` opens its page.")
-        rest()
-    finally:
-        address.close()
+        rest(hub)
 
 
 @app.command(rich_help_panel=OTHER)
@@ -219,7 +298,7 @@ def ui(
             say("No browser could be opened; open the link yourself.")
         if hub.address.embedded:
             say("The hub runs in this command until Ctrl-C.")
-            rest()
+            rest(hub)
 
 
 # --- the record -----------------------------------------------------------------------------------------------------

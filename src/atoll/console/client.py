@@ -23,12 +23,11 @@ from atoll.planner.capacity import Outlook
 from atoll.registry.lineage import LineageTree
 from atoll.spec.document import near_miss, parse_json
 from atoll.spec.fleet import Fleet
-from atoll.spec.job import Job
+from atoll.spec.job import Job, run_name
 from atoll.spec.model import Bundle, Deployment, Model
 from atoll.spec.plan import Plan
 from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
 
-OVER = ("finished", "failed", "cancelled", "interrupted")
 Watch = Callable[[RunView], None]
 M = TypeVar("M", bound=BaseModel)
 
@@ -74,9 +73,20 @@ class Client:
 
     # --- jobs and runs
 
-    def submit(self, job: Job, bundle: Bundle | None = None) -> str:
-        """Hand in a job; returns the run's id. Raises `Invalid`, `NotFound` or `Denied`."""
-        return self._call("POST", "/v1/jobs", _submission(job, bundle))["run"]
+    def submit(self, job: Job, bundle: Bundle | None = None, run: str | None = None) -> str:
+        """Hand in a job; returns the run's id. Raises `Invalid`, `NotFound` or `Denied`.
+
+        Who may miss the answer gives the id, made by `run_name`: the same one twice is one run.
+        """
+        return self._call("POST", "/v1/jobs", {**_submission(job, bundle), "run": run})["run"]
+
+    def withdraw(self, job: Job, bundle: Bundle | None, run: str, watch: Watch | None = None) -> RunView:
+        """Cancel a run whose submission was interrupted, and return its last view.
+
+        Nobody knows whether the hub has the job, will yet have it, or never: so it is submitted once more, which makes
+        no second run, and cancelled. Raises as `submit` does: then there is no run.
+        """
+        return self.stop(self.submit(job, bundle, run), watch)
 
     def plan(self, job: Job, bundle: Bundle | None = None) -> Plan:
         """Plan a job without running it."""
@@ -112,11 +122,11 @@ class Client:
             job, bundle = load_job(job, overrides)
         elif overrides:
             raise Invalid("overrides: need a job file; change the job itself with model_copy")
-        run = self.submit(job, bundle)
+        run = run_name(job)
         try:
-            return self.wait(run, watch)
+            return self.wait(self.submit(job, bundle, run), watch)
         except KeyboardInterrupt:
-            self.stop(run, watch)
+            self.withdraw(job, bundle, run, watch)
             raise
 
     def wait(self, run: str, watch: Watch | None = None) -> RunView:
@@ -129,12 +139,14 @@ class Client:
 
     def follow(self, run: str) -> Iterator[RunView]:
         """Yield the run's view now and after each change, until it is over; raise `LinkLost` when the hub goes away."""
+        plan: Plan | None = None  # told once in each stream: it is the long part of a view, and never changes
         while True:
             view: RunView | None = None
             for data in self._events(f"/v1/runs/{_part(run)}/events"):
                 view = parse_json(RunView, data, "hub")
-                yield view
-            if view is None or view.state in OVER:
+                plan = view.plan or plan
+                yield view.model_copy(update={"plan": plan})
+            if view is None or view.over:
                 return
 
     def runs(self) -> list[RunView]:
@@ -148,7 +160,7 @@ class Client:
 
     def stop(self, run: str, watch: Watch | None = None) -> RunView:
         """Cancel a run unless it is over, wait until its sites have let go, and return its last view."""
-        if self.run(run).state not in OVER:
+        if not self.run(run).over:
             self.cancel(run)
         return self.wait(run, watch)
 
@@ -175,6 +187,14 @@ class Client:
     def invite(self, site: str, hours: float = 24.0) -> str:
         """Return a token with which one site may join, once, within ``hours``."""
         return self._call("POST", f"/v1/sites/{_part(site)}/invites", {"hours": hours})["token"]
+
+    def revoke(self, site: str) -> None:
+        """Shut a site out: its session ends, and its certificate opens nothing any more. Raises `NotFound`."""
+        self._call("POST", f"/v1/sites/{_part(site)}/revoke")
+
+    def release(self, site: str) -> None:
+        """Let a site out of quarantine. Raises `NotFound` for one that is not in it."""
+        self._call("POST", f"/v1/sites/{_part(site)}/release")
 
     def verify(self) -> list[Verdict]:
         """Verify the hub's journal and those of the home's own sites."""
@@ -205,6 +225,10 @@ class Client:
 
     def deploy(self, deployment: Deployment) -> DeploymentView:
         return _one(DeploymentView, self._call("POST", "/v1/deployments", deployment.model_dump(mode="json")))
+
+    def redeploy(self) -> list[DeploymentView]:
+        """Start what an earlier hub of this home had deployed; returns how each of them is now."""
+        return _many(DeploymentView, self._call("POST", "/v1/redeploy"))
 
     def undeploy(self, name: str) -> None:
         self._call("DELETE", f"/v1/deployments/{_part(name)}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from atoll.console.guard import proof
+from atoll.console.logs import trim_home
 from atoll.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def serve(hub: "Hub", token: str, port: int = 0) -> Server:
         timeout_graceful_shutdown=2,
         server_header=False,
     )
-    server = Server(uvicorn.Server(config), listener, app.state.closing)
+    server = Server(uvicorn.Server(config), listener, app.state.streams.closing)
     server.start()
     return server
 
@@ -128,6 +129,7 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
             time.sleep(0.1)
     token = secrets.token_urlsafe(32)
     try:
+        trim_home(home)
         hub = Hub(home, Deployments(home / "hub" / "logs"), site_port, lock)
     except BaseException:
         lock.close()

@@ -52,14 +52,15 @@ def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none yet"
 ) -> RenderableType:
     """A plain table; columns whose name begins with '>' are aligned to the right."""
-    grid = Table(title=text(title, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    grid = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         right = column.startswith(">")
         grid.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
     count = 0
     for count, row in enumerate(rows, 1):  # noqa: B007 - the count is used after the loop
         grid.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
-    return grid if count else text(f"{title}: {empty}", "dim")
+    # The title is no part of the grid, which would wrap it at its own width.
+    return Group(text(title, "bold"), grid) if count else text(f"{title}: {empty}", "dim")
 
 
 def state(word: str) -> Text:
@@ -149,6 +150,8 @@ def outcome(view: RunView) -> RenderableType:
         rows = [[site, *(number(scores.get(name)) for name in names)] for site, scores in sorted(found.by_site.items())]
         rows.append(["all sites", *(number(found.metrics[name]) for name in names)])
         parts.append(table("Held-out examples", ("site", *(f">{name}" for name in names)), rows))
+    if found.missing:
+        parts.append(text(f"No answer in time outside training: {', '.join(found.missing)}", "yellow"))
     if found.model:
         parts.append(
             Text.assemble("Model ", text(found.model, "bold"), "  (atoll models show ", text(found.model), ")")
@@ -210,11 +213,11 @@ def sites(found: Sequence[SiteView]) -> RenderableType:
             item.name,
             item.owner,
             item.region,
-            text("connected", "green") if item.connected else text("away", "yellow"),
+            _presence(item),
             number(item.devices),
             "-" if item.latency_ms is None else f"{item.latency_ms:.1f} ms",
             ", ".join(item.datasets),
-            item.words,
+            item.quarantine or item.words,
         )
         for item in found
     ]
@@ -261,12 +264,16 @@ def verdicts(found: Sequence[Verdict]) -> RenderableType:
         (
             item.journal,
             number(item.entries),
-            text("intact", "green") if item.intact else text(f"BROKEN at entry {item.bad}", "bold red"),
+            text("intact", "green") if item.intact else text(_broken(item), "bold red"),
             item.words,
         )
         for item in found
     ]
     return table("Journals", ("journal", ">entries", "", ""), rows)
+
+
+def _broken(item: Verdict) -> str:
+    return "BROKEN" if item.bad is None else f"BROKEN at entry {item.bad}"
 
 
 def journal(lines: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -299,12 +306,18 @@ def prediction(answer: Mapping[str, Any]) -> RenderableType:
 # --- pieces ---------------------------------------------------------------------------------------------------------
 
 
+def _presence(item: SiteView) -> RenderableType:
+    if item.quarantine:
+        return text("quarantine" if item.connected else "quarantine, away", "red")
+    return text("connected", "green") if item.connected else text("away", "yellow")
+
+
 def _candidate(item: Candidate) -> tuple[object, ...]:
     chosen = not item.rejected  # the planner gives a reason to every other one
     why = "\n".join(told(item.rejected)) or "chosen"
     price = item.price
     cost = (duration(price.seconds), volume(price.bytes), volume(price.memory_bytes)) if price else ("-", "-", "-")
-    mark = text("✓", "green") if chosen else text("✗" if item.rejected else " ", "red")
+    mark = text("✓", "green") if chosen else text("✗", "red")
     return (mark, text(item.name, "bold" if chosen else ""), *cost, text(why, "green" if chosen else "dim"))
 
 

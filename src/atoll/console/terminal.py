@@ -1,10 +1,10 @@
 """What every command shares: the home, the choice between tables and JSON, and how a run is watched."""
 
+import getpass
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.errors import named
+from atoll.errors import Invalid, named
 
 # Typer needs these names at import; everything heavy is imported inside the commands, so that --help stays instant.
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the document, for example sync.period=20."),
 ]
-LOG_WIDTH = 120  # where the output is no terminal
+FILE_WIDTH = 1_000_000  # where the output is no terminal: each line as long as its words
 LINE_SECONDS = 1.0  # between two progress lines where the output is no terminal
 FAILED, CANCELLED, UNAVAILABLE = 4, 130, 5  # exit codes of a run that did not finish (4: as TaskFailed)
 
@@ -54,7 +54,9 @@ class Terminal:
         if as_json:
             sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
         else:
-            console().print(shown)
+            from rich.text import Text
+
+            console().print(shown, soft_wrap=isinstance(shown, Text))  # a token or a link is copied in one piece
 
 
 def of(context: typer.Context) -> Terminal:
@@ -68,7 +70,7 @@ def console(stderr: bool = False) -> "Console":
 
     made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not made.is_terminal:
-        made.width = max(made.width, LOG_WIDTH)
+        made.width = FILE_WIDTH
     return made
 
 
@@ -90,30 +92,25 @@ def plain(value: Any) -> Any:
     return value
 
 
-def rest() -> None:
-    """Stay until Ctrl-C: a service in the foreground."""
+def rest(hub: "Client | None" = None) -> None:
+    """Stay until Ctrl-C: a service in the foreground. A ``hub`` that stays takes up its home's deployments again."""
     try:
+        for view in hub.redeploy() if hub is not None else ():
+            say(f"Deployment {view.name}: {view.model} {view.words or f'answers at {view.url}'}")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         return
 
 
-@contextmanager
-def held() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until the given function is called: who hands in a job must learn its run's name."""
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-
-    def release() -> None:
-        signal.signal(signal.SIGINT, before)
-        if pressed:
-            raise KeyboardInterrupt
-
-    try:
-        yield release
-    finally:
-        signal.signal(signal.SIGINT, before)
+def secret(prompt: str, field: str) -> str:
+    """Ask for what nobody else should see; where standard input is no terminal, read its first line."""
+    if sys.stdin.isatty():
+        return getpass.getpass(f"{prompt} (not shown): ").strip()
+    line = sys.stdin.readline().strip()
+    if not line:
+        raise Invalid(f"{field}: none on standard input; paste it there, or give it as a word of the command")
+    return line
 
 
 class Watch:

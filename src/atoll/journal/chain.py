@@ -6,17 +6,14 @@ So changing, removing, inserting or moving an entry breaks the chain at that pla
 end, and a chain rewritten from some place to its end, unless someone outside remembers a later digest.
 """
 
-import json
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from atoll.errors import Corrupt, Invalid
-from atoll.spec.document import canonical, sha256
-from atoll.spec.event import EVENT, Event
-
-_FIELDS = {"actor", "event", "prev", "seq", "time"}
+from atoll.spec.document import Document, canonical, sha256
+from atoll.spec.event import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +25,16 @@ class Entry:
     actor: str
     event: Event
     digest: str
+
+
+class Text(Document):
+    """The text of an entry, read in one pass: a hub that starts reads its whole journal."""
+
+    actor: str
+    event: Event
+    prev: str
+    seq: Annotated[int, Field(strict=True)]
+    time: Annotated[float, Field(strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +62,59 @@ def link(seq: int, time: float, actor: str, event: Event, prev: str) -> tuple[Ro
         body = canonical(fields)
     except ValueError as error:
         raise Invalid(f"event {event.kind!r}: has no JSON form ({error}); put finite numbers and text in it") from error
-    row = Row(seq, event.kind, body, sha256(body))
-    entry, problem = _examine(row)
-    if entry is None:
+    text, problem = _parsed(body)
+    if text is None:
         raise Invalid(f"event {event.kind!r}: cannot be read back ({problem}); make it from checked values")
-    return row, entry
+    row = Row(seq, event.kind, body, sha256(body))
+    return row, _entry(text, row.digest)
 
 
 def read(row: Row) -> Entry:
     """Return the entry in a row; raise `Corrupt` when the row is not what its digest says."""
-    entry, problem = _examine(row)
-    if entry is None:
+    text, problem = _examined(row)
+    if text is None:
         raise Corrupt(f"journal entry {row.seq}: {problem}; run atoll audit verify and restore the journal from a copy")
-    return entry
+    return _entry(text, row.digest)
 
 
 def fault(row: Row, seq: int, prev: str) -> str:
     """Return what is wrong with the row that should be entry `seq` and follow `prev`; "" when nothing is."""
     if row.seq != seq:
         return f"missing: after entry {seq - 1} comes entry {row.seq}"
-    entry, problem = _examine(row)
-    if entry is None:
+    text, problem = _examined(row)
+    if text is None:
         return problem
-    if json.loads(row.body)["prev"] == prev:
+    if text.prev == prev:
         return ""
     before = f"entry {seq - 1}" if seq > 1 else "the beginning of this owner's journal"
     return f"does not follow {before}: one of the two was changed, or entries between them were taken out"
 
 
-def _examine(row: Row) -> tuple[Entry | None, str]:
-    """Return the entry of one row, or why there is none, looking at this row alone."""
+def _entry(text: Text, digest: str) -> Entry:
+    return Entry(text.seq, text.time, text.actor, text.event, digest)
+
+
+def _examined(row: Row) -> tuple[Text | None, str]:
+    """Return the text of one row, or why it is none, looking at this row alone."""
     if sha256(row.body) != row.digest:
         return None, "edited: its text is not what its digest was made from"
+    text, problem = _parsed(row.body)
+    if text is None:
+        return None, problem
+    if text.seq != row.seq:
+        return None, f"moved: it stands in place {row.seq} and was written as entry {text.seq}"
+    if text.event.kind != row.kind:
+        return None, f"edited: it is indexed as {row.kind!r} and is {text.event.kind!r}"
+    return text, ""
+
+
+def _parsed(body: bytes) -> tuple[Text | None, str]:
     try:
-        data: Any = json.loads(row.body)
-    except (ValueError, RecursionError) as error:
-        return None, f"unreadable: not JSON ({error})"
-    if not isinstance(data, dict) or set(cast("dict[str, Any]", data)) != _FIELDS:
-        return None, f"unreadable: not a table of {', '.join(sorted(_FIELDS))}"
-    body = cast("dict[str, Any]", data)
-    if body["seq"] != row.seq:
-        return None, f"moved: it stands in place {row.seq} and was written as entry {body['seq']!r}"
-    if not isinstance(body["time"], int | float) or not isinstance(body["actor"], str):
-        return None, "unreadable: its time is no number or its actor no text"
-    try:
-        event = EVENT.validate_python(body["event"])
+        return Text.model_validate_json(body), ""
     except ValidationError as error:
-        return None, f"unreadable: its event has {error.error_count()} wrong fields for this version of Atoll"
-    if event.kind != row.kind:
-        return None, f"edited: it is indexed as {row.kind!r} and is {event.kind!r}"
-    return Entry(row.seq, body["time"], body["actor"], event, row.digest), ""
+        wrong = error.errors(include_url=False, include_input=False)
+    if wrong[0]["type"] == "json_invalid":
+        return None, f"unreadable: not JSON ({wrong[0]['msg'].removeprefix('Invalid JSON: ')})"
+    if all(item["loc"][:1] == ("event",) for item in wrong):
+        return None, f"unreadable: its event has {len(wrong)} wrong fields for this version of Atoll"
+    return None, f"unreadable: not a table of {', '.join(sorted(Text.model_fields))}"

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,12 @@ from atoll.spec.run import Verdict
 _APPLICATION = 0x41746F6C  # "Atol", in the file's header
 _VERSION = 1  # of the tables
 _PAGE = 500  # rows read under the lock at a time
+_TEXT = "cast(body as text)"
+# Computed by SQLite from the text itself, so it cannot say anything else. What is no JSON has no run.
+_RUN = (
+    f"case when json_valid({_TEXT}) then "
+    f"coalesce(json_extract({_TEXT}, '$.event.run'), json_extract({_TEXT}, '$.event.crossing.run')) end"
+)
 _SCHEMA = (
     "create table owner (name text not null) strict",
     "create table entries"
@@ -47,7 +53,6 @@ class Journal:
         self.read_only = read_only
         self._patience = patience
         self._lock = threading.Lock()
-        self._grown = threading.Condition(self._lock)
         self._closed = False
         self._connection = self._open()
         try:
@@ -82,64 +87,46 @@ class Journal:
                     entries.append(entry)
                     seq, prev = row.seq, row.digest
             self._last = (seq, prev)
-            self._grown.notify_all()
         return entries
 
-    def head(self) -> tuple[int, str]:
-        """Return number and digest of the last entry; (0, the owner's first digest) when there is none."""
-        with self._lock, self._told():
-            return self._head()
-
-    def entries(self, after: int = 0, kinds: Collection[str] = ()) -> Iterator[Entry]:
-        """Yield the entries after number `after`, of these kinds or of all, as far as there are any now.
+    def entries(self, after: int = 0, kinds: Collection[str] = (), run: str | None = None) -> Iterator[Entry]:
+        """Yield the entries after number `after`, of these kinds and of this run or of all, as far as there are any.
 
         The lock is not held between entries. Raises `Corrupt` at an entry that is not what its digest says.
         """
-        for row in self._rows(after, tuple(kinds)):
+        for row in self._rows(after, tuple(kinds), run):
             yield read(row)
 
-    def bodies(self, after: int = 0) -> Iterator[bytes]:
-        """Yield the stored text of each entry, canonical JSON, for export and for verifying elsewhere."""
-        for row in self._rows(after, ()):
-            yield row.body
-
-    def wait(self, after: int, timeout: float) -> bool:
-        """Block until this process has written an entry after `after`; return False when `timeout` seconds went by.
-
-        Raises `Unavailable` when the journal is closed meanwhile, so that no loop around it spins.
-        """
-        with self._grown:
-            self._grown.wait_for(lambda: self._closed or self._last[0] > after, timeout)
-            if self._last[0] > after:
-                return True
-            if self._closed:
-                raise Unavailable(f"{self.path}: this journal is closed; open it again")
-            return False
-
     def verify(self) -> Verdict:
-        """Recompute the chain from the stored texts and name the first entry that does not fit."""
+        """Recompute the chain from the stored texts and name the first entry that does not fit.
+
+        Then compare the indexes, by which entries of a kind or of a run are found, with the entries.
+        """
         seq, prev = 0, genesis(self.owner)
         known = self._last
         try:
-            for row in self._rows(0, ()):
+            for row in self._rows():
                 problem = fault(row, seq + 1, prev)
                 if not problem and row.seq == known[0] and row.digest != known[1]:
                     problem = "replaced: this process wrote or saw another entry here"
                 if problem:
                     return self._verdict(seq, seq + 1, problem)
                 seq, prev = row.seq, row.digest
+            if seq < known[0]:
+                return self._verdict(seq, seq + 1, f"missing: this process wrote or saw entries up to {known[0]}")
+            problem = self._indexed()
         except Corrupt as error:
             return self._verdict(seq, seq + 1, f"unreadable: {error}")
-        if seq < known[0]:
-            return self._verdict(seq, seq + 1, f"missing: this process wrote or saw entries up to {known[0]}")
+        if problem != "ok":
+            words = f"the entries are whole, but not the indexes over them ({problem}); restore the journal from a copy"
+            return Verdict(journal=str(self.path), entries=seq, intact=False, words=words)
         return Verdict(journal=str(self.path), entries=seq, intact=True)
 
     def close(self) -> None:
-        """Close the file and wake whoever waits; a second call does nothing."""
-        with self._grown:
+        """Close the file; a second call does nothing."""
+        with self._lock:
             self._closed = True
             self._connection.close()
-            self._grown.notify_all()
 
     def __enter__(self) -> Self:
         return self
@@ -149,15 +136,23 @@ class Journal:
     ) -> None:
         self.close()
 
+    def _indexed(self) -> str:
+        """Return "ok" when every entry stands in every index as it should; it takes long, so writers are not kept."""
+        with self._told(), closing(sqlite3.connect(self._uri("ro"), uri=True, timeout=self._patience)) as connection:
+            return str(connection.execute("pragma integrity_check(1)").fetchone()[0])
+
     def _verdict(self, good: int, bad: int, problem: str) -> Verdict:
         return Verdict(journal=str(self.path), entries=good, intact=False, bad=bad, words=f"entry {bad} is {problem}")
 
-    def _rows(self, after: int, kinds: tuple[str, ...]) -> Iterator[Row]:
-        chosen = f" and kind in ({', '.join('?' * len(kinds))})" if kinds else ""
+    def _rows(self, after: int = 0, kinds: tuple[str, ...] = (), run: str | None = None) -> Iterator[Row]:
+        # The plus keeps SQLite from taking the index of kinds where the one of runs leads to fewer rows.
+        chosen = f" and {_RUN} = ?" if run is not None else ""
+        chosen += f" and {'+' if run is not None else ''}kind in ({', '.join('?' * len(kinds))})" if kinds else ""
         select = f"select seq, kind, body, digest from entries where seq > ?{chosen} order by seq limit {_PAGE}"  # noqa: S608
+        wanted = (*(() if run is None else (run,)), *kinds)
         while True:
             with self._lock, self._told():
-                page = self._connection.execute(select, (after, *kinds)).fetchall()
+                page = self._connection.execute(select, (after, *wanted)).fetchall()
             for seq, kind, body, digest in page:
                 if not (isinstance(kind, str) and isinstance(body, bytes) and isinstance(digest, str)):
                     raise Corrupt(f"journal entry {seq}: not stored as text and bytes; restore the journal from a copy")
@@ -175,14 +170,16 @@ class Journal:
             if self.read_only:
                 if not self.path.is_file():
                     raise NotFound(f"{self.path}: there is no such journal; check the path")
-                where = self.path.absolute().as_uri() + "?mode=ro"
             else:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.path.touch(mode=0o600)  # names of people and data are in it; SQLite's other files take this mode
-                where = self.path.absolute().as_uri() + "?mode=rw"
+            where = self._uri("ro" if self.read_only else "rw")
             return sqlite3.connect(
                 where, uri=True, timeout=self._patience, isolation_level=None, check_same_thread=False
             )
+
+    def _uri(self, mode: str) -> str:
+        return f"{self.path.absolute().as_uri()}?mode={mode}"
 
     def _prepare(self) -> None:
         """Make the tables of a new file, or check that these are ours."""
@@ -205,6 +202,9 @@ class Journal:
         if owner is None or owner[0] != self.owner:
             named = repr(owner[0]) if owner else "nobody"
             raise Invalid(f"{self.path}: is the journal of {named} and not of {self.owner!r}; give each its own path")
+        if not self.read_only:
+            with self._transaction():
+                self._connection.execute(f"create index if not exists entries_by_run on entries ({_RUN}, seq)")
 
     def _write_ahead(self) -> None:
         """Switch to WAL. SQLite does not wait by itself when two processes open a new file at the same moment."""

@@ -2,15 +2,20 @@
 
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import JsonValue
 
-from atoll.journal import Entry
-from atoll.runtime.machine import State
+from atoll.journal import Entry, Journal
+from atoll.runtime.state import State
 from atoll.spec.document import Document
-from atoll.spec.event import Crossed, Decided, Event, Joined, Submitted
+from atoll.spec.event import Cancelled, Crossed, Decided, Event, Joined, Published, Submitted
 from atoll.spec.run import RunState, RunView, SiteProgress, Traffic
+
+Sums = dict[tuple[str, str, str], tuple[int, int, int]]  # site, direction, kind -> crossings, their bytes, refusals
 
 
 class JournalLine(Document):
@@ -25,12 +30,12 @@ class JournalLine(Document):
 
 @dataclass(slots=True)
 class _Clock:
-    started: float = 0.0
-    last: float = 0.0
+    """What is kept of a run, also long after its end: what its view needs and its state does not have."""
+
+    started: float
+    last: float
     bytes_up: int = 0
     bytes_down: int = 0
-    resumed: bool = False
-    sites: dict[str, SiteProgress] = field(default_factory=dict[str, SiteProgress])
 
 
 class Views:
@@ -38,20 +43,21 @@ class Views:
 
     def __init__(self) -> None:
         self._clocks: dict[str, _Clock] = {}
-        self._changes: dict[str, int] = {}
-        self._news = threading.Condition()
-        self.decided: dict[str, list[str]] = {}
+        self._turn = threading.Lock()
+        self._watched: dict[str, list[Callable[[], None]]] = {}
+        self.decided: dict[str, list[str]] = {}  # of each run that may still publish a model: what policies said of it
+        self.borders = Borders()
 
     def seen(self, entry: Entry) -> None:
         event = entry.event
         run = event.crossing.run if isinstance(event, Crossed) else getattr(event, "run", None)
-        if run is None:
+        if isinstance(event, Submitted):
+            self._clocks[event.run] = _Clock(entry.time, entry.time)
+        clock = self._clocks.get(run or "")
+        if run is None or clock is None:  # of no run, or of a plan that was only looked at
             return
-        clock = self._clocks.setdefault(run, _Clock())
         clock.last = entry.time
         match event:
-            case Submitted():
-                clock.started = entry.time
             case Crossed() if event.decision.allowed:
                 if event.crossing.direction == "out":
                     clock.bytes_up += event.crossing.bytes
@@ -59,25 +65,37 @@ class Views:
                     clock.bytes_down += event.crossing.bytes
             case Decided():
                 self.decided.setdefault(run, []).append(str(event.decision))
+            case Published() | Cancelled():
+                self.decided.pop(run, None)
             case _:
                 pass
         self.changed(run)
 
     def changed(self, run: str) -> None:
-        """Wake whoever follows this run."""
-        with self._news:
-            self._changes[run] = self._changes.get(run, 0) + 1
-            self._news.notify_all()
+        """Tell whoever watches this run."""
+        for tell in tuple(self._watched.get(run, ())):
+            tell()
 
-    def wait(self, run: str, seen: int, timeout: float) -> int:
-        """Block until the run's counter differs from ``seen`` or the timeout passes; return the counter."""
-        with self._news:
-            self._news.wait_for(lambda: self._changes.get(run, 0) != seen, timeout)
-            return self._changes.get(run, 0)
+    @contextmanager
+    def watch(self, run: str, tell: Callable[[], None]) -> Iterator[None]:
+        """Call ``tell`` after each change of the run's view until the context ends.
+
+        It is called in the thread that made the change, which conducts every run: it must not block, nor raise.
+        """
+        with self._turn:
+            self._watched.setdefault(run, []).append(tell)
+        try:
+            yield
+        finally:
+            with self._turn:
+                left = self._watched[run]
+                left.remove(tell)
+                if not left:
+                    del self._watched[run]
 
     def run(self, state: State, here: bool, progress: dict[str, SiteProgress], trouble: str | None) -> RunView:
         """Return a run as it is now; `here` tells whether this hub is conducting it."""
-        clock = self._clocks.get(state.run, _Clock())
+        clock = self._clocks.get(state.run, _Clock(0.0, 0.0))  # folded just now, and not seen here yet
         shown: RunState = state.phase
         if not state.over and not here:
             shown = "interrupted"
@@ -107,22 +125,45 @@ class Views:
         )
 
 
-def traffic(events: "list[Event]", run: str | None) -> list[Traffic]:
-    """Sum crossings by site, direction and kind."""
-    found: dict[tuple[str, str, str], list[int]] = {}
-    for event in events:
-        if not isinstance(event, Crossed) or (run is not None and event.crossing.run != run):
-            continue
+class Borders:
+    """What crossed each border, summed from journals as they grow: for the sums of all runs no entry is read twice."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._read: dict[Path, tuple[int, Sums]] = {}  # journal -> its last crossing here, and the sums up to that one
+
+    def of(self, journal: Journal, run: str | None = None) -> Sums:
+        """Return the sums of one run, or of all."""
+        if run is not None:
+            return _summed({}, journal.entries(kinds=("crossing",), run=run))[1]
+        with self._turn:
+            last, sums = self._read.get(journal.path, (0, {}))
+            newest, sums = _summed(sums, journal.entries(after=last, kinds=("crossing",)))
+            self._read[journal.path] = (max(last, newest), sums)
+        return sums
+
+
+def _summed(before: Sums, entries: Iterable[Entry]) -> tuple[int, Sums]:
+    """Return the number of the last entry, and sums with these crossings added; ``before`` stays as it is."""
+    sums, last = dict(before), 0
+    for entry in entries:
+        last, event = entry.seq, entry.event
+        assert isinstance(event, Crossed)
         crossing = event.crossing
-        row = found.setdefault((crossing.site, crossing.direction, crossing.kind), [0, 0, 0])
+        border = (crossing.site, crossing.direction, crossing.kind)
+        count, size, refused = sums.get(border, (0, 0, 0))
         if event.decision.allowed:
-            row[0] += 1
-            row[1] += crossing.bytes
+            sums[border] = (count + 1, size + crossing.bytes, refused)
         else:
-            row[2] += 1
+            sums[border] = (count, size, refused + 1)
+    return last, sums
+
+
+def traffic(sums: Sums) -> list[Traffic]:
+    """Return sums as documents, by site, direction and kind."""
     rows = [
-        {"site": site, "direction": direction, "kind": kind, "count": row[0], "bytes": row[1], "refused": row[2]}
-        for (site, direction, kind), row in sorted(found.items())
+        {"site": site, "direction": direction, "kind": kind, "count": count, "bytes": size, "refused": refused}
+        for (site, direction, kind), (count, size, refused) in sorted(sums.items())
     ]
     return [Traffic.model_validate(row) for row in rows]
 

@@ -1,8 +1,9 @@
 """What is asked: the document a user submits."""
 
+import secrets
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 
 from atoll.errors import Invalid
 from atoll.spec.document import Document, Name, near_miss, parse
@@ -90,7 +91,6 @@ JOBS: dict[str, type[TrainJob | EvaluateJob | PredictJob | QueryJob]] = {
     "predict": PredictJob,
     "query": QueryJob,
 }
-_ADAPTER: TypeAdapter[Job] = TypeAdapter(Job)
 
 
 def parse_job(data: Any, source: str) -> Job:
@@ -105,9 +105,6 @@ def parse_job(data: Any, source: str) -> Job:
     return parse(JOBS[kind], data, source)
 
 
-def job_from_json(text: bytes | str) -> Job:
-    """Read back a job that `parse_job` accepted before."""
-    try:
-        return _ADAPTER.validate_json(text)
-    except ValidationError as error:
-        raise Invalid(f"stored job: {error.error_count()} wrong fields; it was written by another version") from error
+def run_name(job: Job) -> str:
+    """Return a new name for a run of this job."""
+    return f"{job.name[:48]}-{secrets.token_hex(4)}"

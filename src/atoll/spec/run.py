@@ -42,6 +42,11 @@ class RunView(Document):
     plan: Plan | None = None
     result: Result | None = None
 
+    @property
+    def over(self) -> bool:
+        """Tell whether nothing changes any more, for an interrupted run until it is resumed."""
+        return self.state not in ("planning", "running")
+
 
 class Traffic(Document):
     """What crossed one site's border, in one direction, of one kind; refusals counted apart."""
@@ -65,6 +70,7 @@ class SiteView(Document):
     devices: int = 0
     latency_ms: float | None = None
     words: str = ""
+    quarantine: str = ""  # why it is given no work, until it is released
 
 
 class DeploymentView(Document):

@@ -178,7 +178,7 @@ const readRest = async () => {
   const names = ["sites", "models", "aliases", "deployments", "traffic"];
   const [sites, models, aliases, deployments, traffic] = await Promise.all(names.map(read));
   table("sites", ["site", "owner", "region", "state", ">latency", "datasets"], rows(sites, (site) => [
-    site.name, site.owner, site.region, state(site.connected ? "connected" : "away"),
+    site.name, site.owner, site.region, state(site.quarantine ? "quarantine" : site.connected ? "connected" : "away"),
     site.latency_ms === null ? "–" : `${site.latency_ms.toFixed(1)} ms`, site.datasets.join(", "),
   ]), "none yet: atoll site add NAME");
   table("models", ["model", "aliases", "metrics", "run"], rows(models, (model) => [
@@ -200,10 +200,12 @@ const pick = (run) => {
   picked = run;
   if (details) details.close();
   const stream = new EventSource(`/v1/runs/${encodeURIComponent(run)}/events`);
+  let plan = null; // told once in each stream
   details = stream;
   stream.onmessage = (event) => {
     const view = JSON.parse(event.data);
-    drawRun(view);
+    plan = view.plan || plan;
+    drawRun({ ...view, plan });
     if (["finished", "failed", "cancelled", "interrupted"].includes(view.state)) stream.close();
   };
 };

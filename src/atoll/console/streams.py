@@ -1,0 +1,158 @@
+"""Server-sent events: what the dashboard, and whoever follows a run, are told as it happens.
+
+A stream waits in the event loop and holds no thread, so that open dashboards take nothing from the calls of others.
+Those that show the same are fed from one text, made once for all of them.
+"""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from atoll.console.guard import failure
+from atoll.errors import Unavailable
+from atoll.runtime.hub import Hub
+from atoll.spec.run import RunView
+
+BEAT = b": beat\n\n"  # a comment to a reader: a write is how the server learns that the reader has gone
+BEAT_SECONDS = 1.0  # how long a stream waits before it shows that it lives; also how fast it ends with the server
+PAUSE_SECONDS = 0.1  # between two views of one stream: a run may change with every step of every site
+STREAMS = 200  # open at a time: each takes a socket, and a process has about a thousand
+
+
+class Feed:
+    """The newest view of one run, for all streams that show it. Made and used in the event loop only."""
+
+    def __init__(self, hub: Hub, run: str) -> None:
+        self._hub, self._run, self._loop = hub, run, asyncio.get_running_loop()
+        self._told = False  # a call of `_turn` is on its way: many changes need no second one
+        self._made: tuple[RunView, bytes] | None = None
+        self.readers = 0
+        self.news = asyncio.Event()  # set with the next change, and another one in its place
+        self.watching = ExitStack()
+        self.watching.enter_context(hub.watch(run, self.tell))
+
+    def tell(self) -> None:
+        """Take note of a change; called in whichever thread made it."""
+        if not self._told:
+            self._told = True
+            with suppress(RuntimeError):  # the server has ended, and with it whoever would be told
+                self._loop.call_soon_threadsafe(self._turn)
+
+    def _turn(self) -> None:
+        self._told, self._made = False, None
+        self.news.set()
+        self.news = asyncio.Event()
+
+    def newest(self) -> tuple[RunView, bytes]:
+        """Return the view, and its text without the plan, which is long and never changes."""
+        if self._made is None:
+            view = self._hub.run(self._run)
+            self._made = view, view.model_dump_json(exclude={"plan"}).encode()
+        return self._made
+
+
+class Streams:
+    """The open streams of one hub's API. Set `closing` to end them all within about a second."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._feeds: dict[str, Feed] = {}
+        self._listed, self._listed_at, self._listing = b"", 0.0, asyncio.Lock()
+        self.open = 0
+        self.closing = threading.Event()
+
+    def of_run(self, run: str) -> "Stream":
+        """The run's view at once and after each change, until the run is over; its plan only the first time."""
+        return Stream(self, self._views(run))
+
+    def of_all(self) -> "Stream":
+        """All runs, without plans, losses and results, whenever one of them changed."""
+        return Stream(self, self._lists())
+
+    async def _views(self, run: str) -> AsyncGenerator[bytes, None]:
+        planned = False
+        with self._feed(run) as feed:
+            while not self.closing.is_set():
+                news = feed.news  # before the view: what changes after it is never missed
+                view, text = feed.newest()
+                if view.plan is not None and not planned:
+                    planned, text = True, view.model_dump_json().encode()
+                yield _event(text)
+                if view.over:
+                    return
+                await asyncio.sleep(PAUSE_SECONDS)
+                while not (self.closing.is_set() or await _within(news, BEAT_SECONDS)):
+                    yield BEAT
+
+    async def _lists(self) -> AsyncGenerator[bytes, None]:
+        shown = b""
+        while not self.closing.is_set():
+            text = await self._list()
+            yield _event(text) if text != shown else BEAT
+            shown = text
+            await asyncio.sleep(BEAT_SECONDS)
+
+    @contextmanager
+    def _feed(self, run: str) -> Iterator[Feed]:
+        """Share the run's feed, which watches the run as long as somebody reads it."""
+        feed = self._feeds.get(run)
+        if feed is None:
+            feed = self._feeds[run] = Feed(self._hub, run)
+        feed.readers += 1
+        try:
+            yield feed
+        finally:
+            feed.readers -= 1
+            if not feed.readers:
+                feed.watching.close()
+                del self._feeds[run]
+
+    async def _list(self) -> bytes:
+        """Return the list of runs, made at most once a beat and in a thread: there may be many."""
+        async with self._listing:
+            if time.monotonic() >= self._listed_at + BEAT_SECONDS / 2:
+                self._listed = await asyncio.to_thread(self._make_list)
+                self._listed_at = time.monotonic()
+            return self._listed
+
+    def _make_list(self) -> bytes:
+        views = [view.model_dump(mode="json", exclude={"plan", "result", "losses"}) for view in self._hub.runs()]
+        return json.dumps(views).encode()
+
+
+class Stream(StreamingResponse):
+    """One reader's stream: counted while it is open, refused when too many are."""
+
+    def __init__(self, streams: Streams, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._streams, self._events = streams, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._streams.open >= STREAMS:
+            words = f"streams: {STREAMS} are open already; close some dashboards, or end who follows runs"
+            await failure(Unavailable(words))(scope, receive, send)
+            return
+        self._streams.open += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams.open -= 1
+            await self._events.aclose()
+
+
+async def _within(news: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await news.wait()
+    except TimeoutError:
+        return False
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
