@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from atoll.boundary.flight import FlightChannel, FlightServer
+from atoll.boundary.network import SocketChannel
+from atoll.boundary.port import Port
 from atoll.errors import LinkLost
 from atoll.spec.message import Parcel
 
@@ -19,10 +20,10 @@ WAIT = 30.0
 SITE = """\
 import sys, time
 from atoll.boundary.channel import Frame
-from atoll.boundary.flight import FlightChannel
+from atoll.boundary.network import SocketChannel
 from atoll.spec.message import Parcel
 
-channel = FlightChannel(sys.argv[1], "lyon", sys.argv[2])
+channel = SocketChannel(sys.argv[1], "lyon", ("lyon", sys.argv[2]))
 
 def endless():
     while True:
@@ -30,13 +31,13 @@ def endless():
         time.sleep(0.01)
 
 if sys.argv[3] == "sending":
-    channel.put(Parcel(run="run", purpose="update", size=1), endless())
+    channel.put(Parcel(run="run", purpose="update", size=1), lambda offset: endless())
 time.sleep(60)
 """
 HUB = """\
 import sys, time
 from atoll.boundary.channel import Frame
-from atoll.boundary.flight import FlightServer
+from atoll.boundary.port import Port
 
 class Desk:
     def admits(self, site, secret): return True
@@ -50,7 +51,7 @@ class Desk:
             yield Frame(0, 1, bytes(1 << 20))
             time.sleep(0.01)
 
-server = FlightServer(Desk())
+server = Port(Desk())
 print(server.address, flush=True)
 time.sleep(60)
 """
@@ -78,7 +79,7 @@ class Desk:
 
     def take(self, site, parcel, frames):
         try:
-            for frame in frames:
+            for frame in frames(0):
                 self.frames.put(len(frame.data))
         except LinkLost:
             self.frames.put("lost")
@@ -105,7 +106,7 @@ def start():
 @pytest.mark.parametrize("doing", ["waiting", "sending"])
 def test_a_killed_site_is_noticed_and_its_half_stream_is_none(start, doing):
     desk = Desk()
-    server = FlightServer(desk)
+    server = Port(desk)
     site = start(SITE, server.address, SECRET, doing)
     assert desk.events.get(timeout=WAIT) == "opened"
     if doing == "sending":
@@ -122,7 +123,7 @@ def test_a_killed_site_is_noticed_and_its_half_stream_is_none(start, doing):
 @pytest.mark.parametrize("doing", ["listening", "fetching"])
 def test_a_killed_hub_is_noticed_by_who_listens_and_who_fetches(start, doing):
     hub = start(HUB)
-    channel = FlightChannel(hub.stdout.readline().strip(), "lyon", SECRET)
+    channel = SocketChannel(hub.stdout.readline().strip(), "lyon", ("lyon", SECRET))
     if doing == "fetching":
         _, frames = channel.get(Parcel(run="run", purpose="weights", size=0, digest="sha256:" + 64 * "0"))
         next(frames)

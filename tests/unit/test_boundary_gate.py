@@ -34,7 +34,7 @@ class Hub:
         self.happened.append(message.kind)
 
     def take(self, site, parcel, frames):
-        for frame in frames:
+        for frame in frames(0):
             self.happened.append(f"frame {frame.offset}")
 
     def give(self, site, parcel):
@@ -61,9 +61,12 @@ def crossing(kind="update", direction="out", purpose="care", rows=20):
 
 
 def frames(happened, count=2):
-    for number in range(count):
-        happened.append(f"made {number}")
-        yield Frame(number, 1, b"1234")
+    def made(offset):
+        for number in range(offset, count):
+            happened.append(f"made {number}")
+            yield Frame(number, 1, b"1234")
+
+    return made
 
 
 CROSSINGS = {
@@ -121,6 +124,53 @@ def test_edited_rules_hold_from_the_next_crossing_on():
     assert [entry.decision.allowed for entry in door.happened if isinstance(entry, Crossed)] == [True, False]
 
 
+def sent(door):
+    return [entry for entry in door.happened if isinstance(entry, Crossed)]
+
+
+def test_what_is_tried_again_is_decided_again_and_counted_once():
+    door = Door()
+    parcel = PARCEL.model_copy(update={"answer": Answer(site="lyon", position=3, epoch=1)})
+    for _ in range(3):
+        door.gate.send(parcel, frames(door.happened), crossing())
+        door.gate.say(DONE, crossing("metric"))
+        door.gate.fetch(FETCH, crossing("model", "in"))
+    assert [(entry.crossing.kind, entry.crossing.bytes) for entry in sent(door)] == [
+        ("update", 4),
+        ("metric", 4),
+        ("model", 4),
+    ]
+    assert door.happened.count("frame 0") == 3
+    door.policy += '@id("lyon.more")\npermit (principal, action, resource);\n'
+    door.gate.send(parcel, frames(door.happened), crossing())
+    assert sent(door)[-1].crossing.bytes == 0  # by another rule, and its bytes are in the entry before
+    assert sent(door)[-1].decision.rules != sent(door)[0].decision.rules
+    door.policy += '@id("lyon.none")\nforbid (principal, action == Action::"cross", resource);\n'
+    for _ in range(2):
+        with pytest.raises(Denied):
+            door.gate.send(parcel, frames(door.happened), crossing())
+    assert [entry.decision.allowed for entry in sent(door)] == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("other", [{"position": 4}, {"epoch": 2}])
+def test_another_stage_or_another_hubs_epoch_is_another_crossing(other):
+    door = Door()
+    for place in ({}, other):
+        answer = Answer.model_validate({"site": "lyon", "position": 3, "epoch": 1, **place})
+        door.gate.say(DONE.model_copy(update={"answer": answer}), crossing("metric"))
+    assert [entry.crossing.bytes for entry in sent(door)] == [4, 4]
+
+
+def test_what_could_not_be_journalled_is_journalled_when_it_is_tried_again():
+    door = Door()
+    door.full = True
+    with pytest.raises(Unavailable):
+        door.gate.say(DONE, crossing("metric"))
+    door.full = False
+    door.gate.say(DONE, crossing("metric"))
+    assert len(sent(door)) == 1
+
+
 def test_a_message_without_data_needs_no_crossing():
     door = Door()
     door.gate.say(DONE)
@@ -147,12 +197,12 @@ def test_a_point_that_is_no_crossing_is_journalled_too_whichever_way_it_is_decid
     rules = Rules(Policy(party="lyon", text=SITE_POLICY))
     gate = Gate("lyon", lambda: rules, lambda *events: happened.extend(events))
     opened = Request(action="open", site="lyon", dataset=DATASET, purpose="care", job_kind="train")
-    assert gate.ask(opened, "lyon/rows").allowed
+    assert gate.ask(opened, "lyon/rows", run="run").allowed
     with pytest.raises(Denied):
         gate.ask(opened.model_copy(update={"purpose": "marketing"}), "lyon/rows")
-    assert [(type(entry), entry.subject, entry.decision.allowed) for entry in happened] == [
-        (Decided, "lyon/rows", True),
-        (Decided, "lyon/rows", False),
+    assert [(type(entry), entry.subject, entry.run, entry.decision.allowed) for entry in happened] == [
+        (Decided, "lyon/rows", "run", True),
+        (Decided, "lyon/rows", None, False),
     ]
     assert gate.decide(opened).allowed
     assert len(happened) == 2  # planning asks many questions of which few come true

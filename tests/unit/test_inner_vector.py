@@ -5,8 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from atoll.errors import TaskFailed
-from atoll.inner.vector import read_vector, signature_of, write_vector
+from atoll.errors import Corrupt, TaskFailed
+from atoll.inner.vector import (
+    at_rest,
+    load_vector,
+    put_back,
+    read_vector,
+    save_vector,
+    signature_of,
+    write_vector,
+)
 from atoll.spec.model import TensorSpec
 
 
@@ -69,3 +77,25 @@ def test_a_vector_of_another_size_or_kind_is_refused(vector):
 def test_another_modules_signature_is_refused(other, words):
     with pytest.raises(TaskFailed, match=words):
         read_vector(other, signature_of(nn.Linear(2, 1)))
+
+
+def test_what_never_travels_is_put_back_to_how_it_was():
+    module = Tied()
+    module.register_buffer("cache", torch.ones(2), persistent=False)
+    rest = at_rest(module)
+    assert rest.keys() == {"norm.num_batches_tracked", "cache"}
+    module.norm.num_batches_tracked += 7
+    module.cache *= 3
+    module.coarse.data += 1
+    put_back(module, rest)
+    assert (int(module.norm.num_batches_tracked), module.cache.tolist(), module.coarse.item()) == (0, [1, 1], 2)
+
+
+def test_a_file_holds_the_vector_and_no_other_length(tmp_path):
+    module = nn.Linear(2, 1)
+    signature = signature_of(module)
+    save_vector(read_vector(module, signature), tmp_path / "weights.f32")
+    assert (tmp_path / "weights.f32").stat().st_size == 12
+    np.testing.assert_array_equal(load_vector(tmp_path / "weights.f32", signature), read_vector(module, signature))
+    with pytest.raises(Corrupt, match="3 numbers where the signature has 2"):
+        load_vector(tmp_path / "weights.f32", signature_of(nn.Linear(1, 1)))

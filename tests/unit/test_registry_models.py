@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import pytest
 
 from atoll.errors import Corrupt, NotFound
-from atoll.registry.lineage import LineageTree
+from atoll.registry.lineage import LineageTree, columns, sources
 from atoll.registry.models import Models
 from atoll.spec.document import digest, parse_json, sha256
-from atoll.spec.event import Aliased, Decided, Event, Expired, Planned, Published, Submitted
+from atoll.spec.event import Aliased, Decided, Event, Expired, Merged, Planned, Published, Result, Submitted
+from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.job import TrainJob
 from atoll.spec.model import Lineage, Model, Source, TensorSpec
 from atoll.spec.plan import Layout, Plan, Sync
@@ -19,6 +20,8 @@ JOB = TrainJob.model_validate(
 )
 PLAN = Plan(sites=("lyon",), layouts={"lyon": Layout()}, sync=Sync(), rounds=3)
 CODE = sha256(b"code")
+ROWS = Dataset(name="d", rows=303, fingerprint=sha256(b"rows"), columns={"age": "int64", "chol": "null"})
+FLEET = Fleet(sites=(Site(name="lyon", datasets=(ROWS,)),))
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def road(made: Model) -> list[Event]:
     return [
         Submitted(run=run, user="ana", job=JOB, code=CODE),
         Decided(action="submit", subject="heart", run=run, decision=Decision(allowed=True, party="hub")),
-        Planned(run=run, plan=PLAN),
+        Planned(run=run, plan=PLAN, fleet=FLEET),
         Expired(run=run, position=1),
         Published(run=run, model=made),
     ]
@@ -149,6 +152,40 @@ def test_lineage_follows_parents():
     tree = Models.fold(journal(*TWO, *road(model(3, "run-3", parents=("heart@2",))))).lineage("heart@3")
     assert [parent.model.reference for parent in tree.parents] == ["heart@2"]
     assert tree.doubts == ()
+
+
+def test_lineage_doubts_a_dataset_that_the_plan_did_not_know():
+    other = FLEET.model_copy(update={"sites": (Site(name="lyon", datasets=(ROWS.model_copy(update={"rows": 9}),)),)})
+    for fleet in (Fleet(), other):
+        events = [Planned(run="run-1", plan=PLAN, fleet=fleet) if e.kind == "run.planned" else e for e in road(model())]
+        [doubt] = Models.fold(journal(*events)).lineage("heart").doubts
+        assert doubt == f"the plan's record has no lyon/d of 303 rows and {sha256(b'rows')}"
+
+
+def test_what_a_model_saw_is_told_by_the_plans_fleet_and_only_for_the_sites_named():
+    late = Dataset(name="d", rows=7, fingerprint=CODE, columns={"age": "double", "chol": "double"})
+    fleet = Fleet(sites=(*FLEET.sites, Site(name="oslo", datasets=(late,)), Site(name="rome")))
+    assert [(one.site, one.rows) for one in sources(fleet, ["oslo", "lyon", "rome", "away"], "d")] == [
+        ("oslo", 7),
+        ("lyon", 303),
+    ]
+    assert sources(fleet, ["lyon"], "d") == model().lineage.sources
+    assert columns(fleet, ["lyon", "oslo"], "d") == {"age": "int64", "chol": "double"}
+    assert columns(fleet, ["lyon"], "d") == {"age": "int64", "chol": "null"}
+    assert (sources(fleet, ["lyon"], "e"), columns(fleet, ["rome"], "d")) == ((), {})
+
+
+def test_lineage_names_the_sites_that_did_not_answer_in_time():
+    made = model().model_copy(update={"metrics": {"auc": 0.90214}})
+    *road_so_far, published = road(made)
+    told = Merged(run="run-1", position=4, sites=("lyon",), result=Result(missing=("oslo", "rome")))
+    tree = Models.fold(journal(*road_so_far, told, published)).lineage("heart")
+    assert tree.origin.missing == ("oslo", "rome")
+    [metrics] = [branch for branch in tree.branch().below if branch.text.startswith("metrics")]
+    assert metrics.text == "metrics: auc 0.9021"
+    assert [below.text for below in metrics.below] == ["no answer in time outside training: oslo, rome"]
+    plain = Models.fold(journal(*road(model()))).lineage("heart").branch()
+    assert not any(branch.text.startswith("metrics") for branch in plain.below)
 
 
 def test_lineage_says_what_the_journal_does_not_bear_out():

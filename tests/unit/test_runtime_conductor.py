@@ -10,7 +10,7 @@ from atoll.errors import Unavailable
 from atoll.journal import Journal
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.machine import AssignTo, Dismiss, MakePlan, Merge
-from atoll.spec.event import Answer, Answered, Cancelled, Expired, Joined, Lost, Merged, Planned, Submitted
+from atoll.spec.event import Answer, Answered, Cancelled, Expired, Joined, Lost, Merged, Planned, Result, Submitted
 from atoll.spec.job import parse_job
 from atoll.spec.plan import Layout, Plan, Sync
 
@@ -173,6 +173,29 @@ def test_an_alarm_comes_true_as_an_event_unless_its_stage_is_over(house):
     assert house.conductor.states["run"].words == "no answer to 'query' from a in 0.05 s (sync.wait.patience)"
     [expired] = [entry for entry in house.seen if isinstance(entry.event, Expired)]
     assert expired.actor == "clock"
+
+
+def test_of_a_run_that_is_over_only_what_people_are_shown_is_kept(house):
+    house.submit()
+    house.conductor.post(Joined(run="run", site="a"), plan("a"))
+    house.conductor.record(answer("a"))
+    result = Result(columns=("n",), rows=((3,),))
+    house.conductor.record(Merged(run="run", position=0, sites=("a",), result=result))
+    state = house.conductor.states["run"]
+    assert (state.phase, state.job, state.result, state.plan.sites) == ("finished", JOB, result, ("a",))
+    assert (state.stages, state.live, state.taken, state.arrived, state.merging) == ((), frozenset(), {}, (), ())
+
+
+def test_what_somebody_was_told_did_not_happen_does_not_happen_later(house):
+    house.hold()
+    house.submit()
+    assert house.held.wait(WAIT)
+    with pytest.raises(Unavailable, match=r"did not take an entry in 0\.05 s"):
+        house.conductor.record(Cancelled(run="run", user="ada"), timeout=0.05)
+    house.free.set()
+    house.settled()
+    assert house.conductor.states["run"].phase == "planning"
+    assert [entry.event.kind for entry in house.seen] == ["run.submitted", "run.lost"]
 
 
 # --- a journal that fails

@@ -1,29 +1,25 @@
 """The hub's desk before strangers and liars: a site speaks for itself, for its own runs, and only while it is asked."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from atoll.errors import AtollError, Denied, Invalid, LinkLost, NotFound, Unavailable
 from atoll.outer.wire import encode
 from atoll.policy.defaults import HUB_POLICY
+from atoll.runtime.brought import checked
 from atoll.runtime.machine import AssignTo, Merge
-from atoll.spec.event import Answer, Crossed, Restarted
-from atoll.spec.message import Assign, Done, Failure, Parcel, Refusal
-from atoll.spec.plan import Sync
-from tests.unit.houses import JOB, SIGNATURE, House, vector
+from atoll.runtime.state import State
+from atoll.spec.event import Answer, Cancelled, ColumnSums, Crossed, Group, Planned, Restarted, Submitted
+from atoll.spec.job import parse_job
+from atoll.spec.message import Assign, Done, Failure, Notice, Parcel, Refusal
+from atoll.spec.plan import Layout, Plan, Sync
+from tests.unit.houses import JOB, SIGNATURE, House, source, vector
 
 
-@pytest.fixture
-def house(tmp_path):
-    made = House(tmp_path)
-    made.connect("ada", "bob", "mallory")
-    yield made
-    made.close()
-
-
-def untouched(frames):
-    for _ in frames:
-        raise AssertionError("a byte was taken")
+def untouched(offset):
+    raise AssertionError("a byte was taken")
     yield
 
 
@@ -44,7 +40,7 @@ def test_an_update_that_comes_again_gets_a_receipt_and_counts_once(house):
     house.run()
     parcel = house.parcel("run", "ada")
     house.bring("ada", parcel)
-    house.desk.take("ada", parcel, untouched([1]))
+    house.desk.take("ada", parcel, untouched)
     assert len(house.conductor.states["run"].arrived) == 1
 
 
@@ -54,24 +50,35 @@ def test_an_update_of_an_epoch_or_a_stage_that_is_over_is_not_taken_and_fails_no
     house.conductor.record(Restarted(run="run"))
     stale = house.parcel("run", "ada", epoch=0)
     for parcel in (early, stale):
-        house.desk.take("ada", parcel, untouched([1]))
+        house.desk.take("ada", parcel, untouched)
     state = house.conductor.states["run"]
     assert (state.phase, state.arrived) == ("running", ())
+
+
+def test_an_update_for_a_run_that_is_over_gets_a_receipt_and_one_that_waits_is_asked_for_again(house):
+    house.run()
+    parcel = house.parcel("run", "ada")
+    house.conductor.here.clear()
+    with pytest.raises(LinkLost, match="waits to be resumed"):
+        house.desk.take("ada", parcel, untouched)
+    house.conductor.record(Cancelled(run="run", user="ada"))
+    house.desk.take("ada", parcel, untouched)
+    assert house.conductor.here == set()
 
 
 def test_nobody_answers_for_another_for_an_unknown_run_or_with_another_parcel(house):
     house.run()
     with pytest.raises(Denied, match="mallory: answers for 'ada'"):
-        house.desk.take("mallory", house.parcel("run", "ada"), untouched([1]))
+        house.desk.take("mallory", house.parcel("run", "ada"), untouched)
     with pytest.raises(Denied, match="mallory: answers for 'ada'"):
         house.desk.heard("mallory", Done(run="run", answer=house.answer("run", "ada")))
     unknown = house.parcel("run", "ada").model_copy(update={"run": "other"})
     with pytest.raises(NotFound, match="there is no run 'other'"):
-        house.desk.take("ada", unknown, untouched([1]))
+        house.desk.take("ada", unknown, untouched)
     for parcel in (Parcel(run="run", purpose="update", size=8), Parcel(run="run", purpose="code", size=8)):
         with pytest.raises(Invalid, match="is an update with its answer"):
-            house.desk.take("ada", parcel, untouched([1]))
-    house.desk.take("mallory", house.parcel("run", "mallory"), untouched([1]))  # has no part in it
+            house.desk.take("ada", parcel, untouched)
+    house.desk.take("mallory", house.parcel("run", "mallory"), untouched)  # has no part in it
     assert house.conductor.states["run"].arrived == ()
 
 
@@ -80,22 +87,22 @@ def test_an_update_of_another_size_or_wire_than_the_plans_is_refused_unread(hous
     house.run()
     parcel = house.parcel("run", "ada").model_copy(update=change)
     with pytest.raises(Invalid, match="where the plan has 8"):
-        house.desk.take("ada", parcel, untouched([1]))
+        house.desk.take("ada", parcel, untouched)
 
 
 def test_an_update_that_breaks_half_way_counts_for_nothing(house):
-    def breaking():
+    def breaking(offset):
         raise LinkLost("the stream broke off")
         yield
 
     house.run()
     with pytest.raises(LinkLost):
-        house.desk.take("ada", house.parcel("run", "ada"), breaking())
+        house.desk.take("ada", house.parcel("run", "ada"), breaking)
     spoiled = vector()
     spoiled[3] = np.inf
     frames = [type(frame)(frame.offset, frame.length, spoiled.tobytes()) for frame in encode(vector(), ())]
     with pytest.raises(Invalid, match="not finite"):
-        house.desk.take("ada", house.parcel("run", "ada"), iter(frames))
+        house.desk.take("ada", house.parcel("run", "ada"), source(frames))
     assert house.conductor.states["run"].arrived == ()
     house.bring("ada", house.parcel("run", "ada"))
     assert len(house.conductor.states["run"].arrived) == 1
@@ -121,6 +128,116 @@ def test_a_site_without_a_part_in_a_run_can_neither_refuse_nor_break_it(house):
     house.settled()
     state = house.conductor.states["run"]
     assert (state.words, state.error) == ("bob: loss is nan", "TaskFailed")
+
+
+def query(house, run="ask", sites=("bob",)):
+    """Start a query, and return a function that makes a site's answer to it."""
+    job = parse_job(
+        {"kind": "query", "name": "ask", "purpose": "care", "sql": "select count(*) from rows", "dataset": "rows"},
+        "job",
+    )
+    house.conductor.record(Submitted(run=run, user="ada", job=job))
+    plan = Plan(sites=sites, layouts={site: Layout() for site in sites}, sync=Sync(), rounds=0)
+    house.conductor.record(Planned(run=run, plan=plan))
+    return lambda rows: Done(run=run, answer=house.answer(run, sites[0], groups=(Group(rows=rows),)))
+
+
+def test_an_answer_without_tensors_that_comes_twice_at_once_counts_once(tmp_path):
+    class Hurried(House):
+        done = None
+
+        def perform(self, state, command):
+            super().perform(state, command)
+            if isinstance(command, AssignTo) and self.done:  # the conductor's thread: nothing is folded meanwhile
+                for _ in range(2):
+                    self.desk.heard("bob", self.done(40))
+
+    house = Hurried(tmp_path)
+    house.connect("bob", "eve")
+    house.done = query(house)
+    house.desk.heard("bob", house.done(40))
+    house.settled()
+    house.settled()
+    state = house.conductor.states["ask"]
+    assert [answer.groups[0].rows for answer in (*state.arrived, *state.merging)] == [40]
+    assert len(house.crossings()) == 1
+    house.close()
+
+
+def test_a_stream_that_broke_and_its_repeat_are_one_crossing_though_both_were_whole(house):
+    def first(offset):
+        yield from encode(vector(), ())
+        repeat = threading.Thread(target=house.bring, args=("ada", parcel))
+        repeat.start()
+        repeat.join()  # while the first one ends, the second has come and gone
+
+    house.run()
+    parcel = house.parcel("run", "ada")
+    before = len(house.crossings())
+    with pytest.raises(LinkLost, match="not taken from this stream any more"):
+        house.desk.take("ada", parcel, first)
+    assert len(house.crossings()) - before == 1
+    assert len(house.conductor.states["run"].arrived) == 1
+
+
+# --- numbers that a site tells of itself
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"examples": 0}, "ada: examples: 0: stage 'train' has 1 to 32 there"),
+        ({"examples": 33}, "ada: examples: 33: stage 'train' has 1 to 32 there"),
+        ({"examples": 1 << 62}, "stage 'train' has 1 to 32 there"),
+        ({"loss": 1e300}, r"ada: loss: 1e\+300: must be a finite number"),
+    ],
+)
+def test_an_update_that_claims_what_its_round_cannot_give_is_refused_unread(house, more, words):
+    house.run()
+    with pytest.raises(Invalid, match=words):
+        house.desk.take("ada", house.parcel("run", "ada", **more), untouched)
+    assert house.conductor.states["run"].arrived == ()
+
+
+def test_the_last_round_gives_no_more_examples_than_it_has_steps(house):
+    house.run(period=60)  # of 100 steps: the second round has 40
+    for site in ("ada", "bob"):
+        house.bring(site, house.parcel("run", site, examples=60 * 32))
+    house.merge("run", house.files("run").put_weights(vector(seed=2), SIGNATURE))
+    with pytest.raises(Invalid, match="stage 'train' has 1 to 1280 there"):
+        house.desk.take("ada", house.parcel("run", "ada", examples=60 * 32), untouched)
+    house.bring("ada", house.parcel("run", "ada", examples=40 * 32))
+    assert len(house.conductor.states["run"].arrived) == 1
+
+
+def test_an_answer_with_more_rows_than_the_dataset_ends_no_session_and_is_asked_for_again(house):
+    done = query(house)
+    house.desk.heard("bob", done(51))
+    [rejected] = house.happened("run.rejected")
+    assert rejected.words == "bob: rows: 51: its dataset has 50; look at what answers for that site"
+    assert house.sent["bob"][-1] == Notice(words=f"run ask: not taken: {rejected.words}")
+    house.settled()
+    assert house.performed[-1] == AssignTo("bob")
+    assert house.crossings() == []
+    house.desk.heard("bob", done(50))
+    house.settled()
+    assert [command.answers[0].site for command in house.performed if isinstance(command, Merge)] == ["bob"]
+
+
+def test_sums_of_more_rows_or_of_other_columns_than_asked_for_are_refused(house):
+    def checking(sums):
+        table = {"kind": "train", "name": "job", "purpose": "care", "task": {"file": "task.py", "name": "Task"}}
+        job = parse_job({**table, "data": {"dataset": "rows", "statistics": ["age"]}}, "job")
+        state = State(run="run", job=job, user="ada", phase="running", stages=("measure",))
+        known = house.desk.presence.known("bob")
+        checked(state, Answer(site="bob", position=0, epoch=0, sums=sums), known)
+
+    many, right = (ColumnSums(count=count, total=1.0, squares=1.0) for count in (51, 50))
+    checking({"age": right})
+    with pytest.raises(Invalid, match="bob: rows: 51: its dataset has 50"):
+        checking({"age": many})
+    with pytest.raises(Invalid, match="sums of 'name', which the job's data"):
+        checking({"age": right, "name": right})
 
 
 # --- what sites fetch
@@ -150,6 +267,24 @@ def test_weights_of_another_run_are_not_given_under_ones_own(house):
         house.desk.give("ada", fetch("run", "weights", secret))
 
 
+def test_what_is_fetched_again_after_a_broken_link_or_from_the_next_hub_is_one_crossing(house, tmp_path):
+    digest = house.run()
+    code = house.conductor.states["run"].code
+    before = len(house.crossings())
+    for _ in range(3):
+        house.desk.give("bob", fetch("run", "weights", digest))
+        house.desk.give("bob", fetch("run", "code", code))
+    house.desk.give("ada", fetch("run", "weights", digest))
+    given = [(one.crossing.site, one.crossing.kind, one.crossing.bytes) for one in house.crossings()[before:]]
+    assert given == [("bob", "model", 32), ("bob", "code", 11), ("ada", "model", 32)]
+    house.close()
+    again = House(tmp_path)
+    again.connect("bob")
+    again.desk.give("bob", fetch("run", "weights", digest))
+    assert len(again.crossings()) == before + 3
+    again.close()
+
+
 def test_who_asks_a_buffer_for_an_old_version_is_assigned_the_new_one(house):
     old = house.run(wait={"kind": "buffer", "count": 1})
     house.bring("ada", house.parcel("run", "ada"))
@@ -175,12 +310,12 @@ def test_code_goes_to_those_who_were_given_work_with_it(house):
 
 def test_a_probe_opens_its_own_code_only_and_only_while_it_lasts(house):
     code, other = house.blobs.put(b"probed"), house.blobs.put(b"other")
-    house.desk.expect_probe("plan-1", "mallory", code)
+    house.desk.questions.expect_probe("plan-1", "mallory", code)
     assert house.desk.give("mallory", fetch("plan-1", "code", code))
     for site, digest in (("mallory", other), ("ada", code)):
         with pytest.raises(Denied):
             house.desk.give(site, fetch("plan-1", "code", digest))
-    house.desk.abandon("the plan is made", run="plan-1")
+    house.desk.questions.abandon("the plan is made", run="plan-1")
     with pytest.raises(Denied):
         house.desk.give("mallory", fetch("plan-1", "code", code))
 
@@ -197,7 +332,7 @@ def test_what_is_fetched_is_named_by_its_digest_and_a_probe_is_bounded(house):
 
 def test_a_probe_ends_with_its_answer_its_refusal_its_failure_or_its_site(house):
     def probe():
-        return house.desk.expect_probe("plan-1", "bob", None)
+        return house.desk.questions.expect_probe("plan-1", "bob", None)
 
     answer = Answer(site="bob", position=0, epoch=0)
     waiting = probe()
@@ -220,7 +355,7 @@ def test_a_crossing_that_the_hubs_rules_forbid_is_journalled_and_takes_no_byte(t
     house.connect("ada", "bob")
     house.run()
     with pytest.raises(Denied, match="no updates today"):
-        house.desk.take("ada", house.parcel("run", "ada"), untouched([1]))
+        house.desk.take("ada", house.parcel("run", "ada"), untouched)
     refused = house.crossings()[-1]
     assert isinstance(refused, Crossed)
     assert (refused.crossing.site, refused.decision.allowed) == ("ada", False)
@@ -231,7 +366,7 @@ def test_a_crossing_that_the_hubs_rules_forbid_is_journalled_and_takes_no_byte(t
 def test_an_assignment_to_a_site_that_is_away_is_no_error(house):
     house.desk.closed("bob", house.sent["bob"].append, "killed")
     assign = Assign(run="run", epoch=0, position=0, work="train", job=JOB, sync=Sync())
-    house.desk.send("bob", assign)
-    house.desk.send("ada", assign)
+    house.desk.presence.send("bob", assign)
+    house.desk.presence.send("ada", assign)
     assert assign not in house.sent["bob"]
     assert house.sent["ada"][-1] == assign

@@ -2,7 +2,8 @@
 
 import pytest
 
-from atoll.runtime.machine import Alarm, AssignTo, Dismiss, MakePlan, Publish, expects, stages
+from atoll.runtime.machine import Alarm, AssignTo, Dismiss, MakePlan, Publish, stages
+from atoll.runtime.state import expects
 from atoll.spec.event import (
     Broken,
     Cancelled,

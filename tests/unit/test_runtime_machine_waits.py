@@ -17,9 +17,7 @@ from tests.unit.runs import (
     merged,
     merges,
     plan,
-    running,
     submitted,
-    train_job,
     training,
 )
 
@@ -69,11 +67,41 @@ def test_a_lost_site_does_not_hold_up_a_quorum():
     assert merges(fold(state, Expired(run="run", position=1))[1]) == [("b", "c")]
 
 
-def test_only_training_rounds_may_go_on_with_a_quorum():
-    state, commands = running(plan(**QUORUM), job=train_job(statistics=["age"]))
-    assert [command.final for command in commands if isinstance(command, Alarm)] == [True]
-    state, commands = fold(state, answer(state, "a"), answer(state, "b"), Expired(run="run", position=0))
-    assert merges(commands) == []
+def test_a_site_that_missed_a_round_is_given_the_next_one_if_it_is_back_by_then():
+    state, _ = training(plan(**QUORUM))
+    state, _ = fold(state, Lost(run="run", site="c"), answer(state, "a"), answer(state, "b"))
+    merging, _ = fold(state, Expired(run="run", position=1))
+    before, commands = fold(merging, *joined("c"))
+    assert assigned(commands) == []  # what is being merged takes no more answers
+    _, commands = fold(before, merged(before))
+    assert assigned(commands) == ["a", "b", "c"]
+    after, commands = fold(merging, merged(merging))
+    assert assigned(commands) == ["a", "b"]
+    assert assigned(fold(after, *joined("c"))[1]) == ["c"]
+
+
+def test_a_site_that_is_back_before_its_round_is_closed_is_given_that_round():
+    state, _ = training(plan(**QUORUM))
+    state, _ = fold(state, Lost(run="run", site="c"), answer(state, "a"), Expired(run="run", position=1))
+    state, commands = fold(state, *joined("c"))
+    assert assigned(commands) == ["c"]
+    assert merges(fold(state, answer(state, "c"))[1]) == [("a", "c")]
+
+
+def test_a_connected_site_that_was_too_slow_for_a_round_is_given_the_next_one():
+    state, _ = training(plan(**QUORUM))
+    late = answer(state, "c")
+    state, _ = fold(state, answer(state, "a"), answer(state, "b"), Expired(run="run", position=1))
+    state, commands = fold(state, merged(state))
+    assert assigned(commands) == ["a", "b", "c"]
+    state, _ = fold(state, late)
+    assert fold(state, answer(state, "c"))[0].arrived[0].version == 1
+
+
+def test_a_quorum_that_is_there_when_patience_ends_before_the_deadline_is_enough():
+    state, _ = training(plan(**QUORUM))
+    state, _ = fold(state, answer(state, "a"), answer(state, "b"))
+    assert merges(fold(state, Expired(run="run", position=1, final=True))[1]) == [("a", "b")]
 
 
 def test_a_quorum_goes_on_without_a_site_that_refused_and_asks_it_nothing_more():
@@ -169,6 +197,16 @@ def test_a_merged_site_that_is_away_gets_its_work_when_it_is_back():
     state, commands = fold(state, merged(state))
     assert assigned(commands) == ["b"]
     assert assigned(fold(state, *joined("a"))[1]) == ["a"]
+
+
+def test_a_site_that_is_back_while_a_buffer_is_merged_gets_its_work_at_once():
+    state, _ = training(plan(rounds=3, **BUFFER))
+    state, _ = fold(state, Lost(run="run", site="c"), answer(state, "a"), answer(state, "b"))
+    state, commands = fold(state, *joined("c"))
+    assert assigned(commands) == ["c"]
+    state, commands = fold(state, answer(state, "c"), merged(state))
+    assert assigned(commands) == ["a", "b"]
+    assert merges(fold(state, answer(state, "a"))[1]) == [("a", "c")]
 
 
 def test_the_last_round_of_a_buffer_drops_what_came_too_late_and_evaluates_everywhere():

@@ -5,10 +5,13 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.runtime.machine import AssignTo, Merge, Publish, begin, step
+from atoll.runtime.machine import Alarm, AssignTo, Merge, Publish, begin, step
+from atoll.runtime.quarantine import IN_A_ROW
+from atoll.runtime.state import expects
 from atoll.spec.event import (
     Answer,
     Answered,
+    Barred,
     Expired,
     Joined,
     Lost,
@@ -16,7 +19,9 @@ from atoll.spec.event import (
     Planned,
     Published,
     Refused,
+    Rejected,
     Restarted,
+    Result,
     Submitted,
 )
 from atoll.spec.job import parse_job
@@ -45,7 +50,10 @@ class World:
         self.state, _ = begin(Submitted(run="run", user="ada", job=JOB))
         self.events, self.work, self.given = [], {}, []
         self.merge = self.publish = None
+        self.alarms = []  # in the order in which they will ring: soonest first
         self.taken, self.merged = [], Counter()
+        self.rejected, self.barred, self.bars = Counter(), set(), False  # bars: three in a row have their consequence
+        self.buffered = wait["kind"] == "buffer"
         sync = Sync.model_validate({"wait": wait})
         layouts = {site: Layout() for site in sites}
         plan = Plan(sites=sites, evaluators=sites[:2], layouts=layouts, sync=sync, rounds=ROUNDS)
@@ -58,8 +66,11 @@ class World:
         if isinstance(event, Merged) and self.state.position != before.position:
             self.merged[before.position] += 1
             self.taken += [(answer.site, answer.position) for answer in before.merging]
+        if isinstance(event, Answered):
+            self.rejected[event.answer.site] = 0
         if isinstance(event, Restarted):
             self.merge = self.publish = None  # whatever the hub was doing died with it
+            self.alarms = []
         for command in commands:
             match command:
                 case AssignTo():
@@ -70,28 +81,54 @@ class World:
                 case Merge():
                     sites = [answer.site for answer in command.answers]
                     assert len(set(sites)) == len(sites), "two answers of one site in one merge"
-                    self.merge = Merged(run="run", position=self.state.position, sites=tuple(sites), weights=ZERO)
+                    told = Result(missing=self.state.missing) if self.state.work in ("measure", "evaluate") else None
+                    self.merge = Merged(
+                        run="run", position=self.state.position, sites=tuple(sites), weights=ZERO, result=told
+                    )
+                case Alarm():
+                    alarm = Expired(run="run", position=command.position, final=command.final)
+                    self.alarms = sorted([*self.alarms, alarm], key=lambda one: (one.position, one.final))
                 case Publish():
                     lineage = Lineage(run="run", job=ZERO, plan=ZERO, code=ZERO)
                     model = Model(
                         name="m", version=1, weights=ZERO, code=ZERO, task="T", file="t", signature=(), lineage=lineage
                     )
                     self.publish = Published(run="run", model=model)
+        assert self.awaited(), f"wedged: nothing will ever happen to {self.state}"
+        assert not self.forgotten(), f"nobody gave work to {self.forgotten()}"
+
+    def awaited(self):
+        """Tell whether the run is over or will go on by itself, even if no site ever says another word."""
+        if self.state.over or self.merge is not None or self.publish is not None:
+            return True
+        return any(alarm.final and alarm.position == self.state.position for alarm in self.alarms)
+
+    def forgotten(self):
+        """Return the sites that are here and needed, and whose newest work is not the current stage's."""
+        state = self.state
+        if state.phase != "running" or (state.merging and not (self.buffered and state.work == "train")):
+            return []
+        idle = [site for site in state.silent if site in state.live and site not in state.spoiled]
+        return [site for site in idle if site not in self.work or not expects(state, self.work[site])]
 
     def wander(self, what, who):
         """Let one thing happen, if it can."""
         site = self.sites[who % len(self.sites)]
         match what:
-            case "join":
+            case "join" if site not in self.barred:
                 self.tell(Joined(run="run", site=site))
             case "lose":
                 self.tell(Lost(run="run", site=site))
             case "answer" if self.given:  # any assignment ever given, answered or not
                 self.tell(Answered(run="run", answer=self.given[who % len(self.given)]))
+            case "spoil" if self.given:
+                self.spoil(self.given[who % len(self.given)])
+            case "late" if self.given:
+                before = self.state
+                self.tell(rejected(self.given[who % len(self.given)], late=True))
+                assert self.state == before
             case "newest" if site in self.work:
                 self.tell(Answered(run="run", answer=self.work[site]))
-            case "merge":
-                self.finish_merge()
             case "deadline":
                 self.tell(Expired(run="run", position=self.state.position))
             case "restart":
@@ -99,14 +136,47 @@ class World:
                 self.tell(Restarted(run="run", missing=tuple(held[: who % (len(held) + 1)])))
             case "refuse":
                 self.tell(Refused(run="run", site=site, words=f"{site} refuses"))
+            case _:
+                self.go_on(what)
+
+    def spoil(self, answer):
+        """Reject an answer to any assignment that was ever given; three in a row bar its site."""
+        site = answer.site
+        if self.rejected[site] == IN_A_ROW - 1 and not self.bars:
+            return
+        if self.work.get(site) == answer:
+            del self.work[site]
+        self.rejected[site] += 1
+        self.tell(rejected(answer))
+        if self.rejected[site] == IN_A_ROW:
+            self.barred.add(site)
+            self.tell(Barred(run="run", site=site, words=f"atoll site release {site}"))
+
+    def go_on(self, what):
+        """Let the hub do one of the things that it does by itself, if it can."""
+        if what == "merge":
+            self.finish_merge()
+        elif what == "ring" and self.alarms:
+            self.tell(self.alarms.pop(0))
+        elif what == "publish" and self.publish is not None:
+            self.tell(self.publish)
 
     def finish_merge(self):
         if self.merge is not None:
             done, self.merge = self.merge, None
             self.tell(done)
 
+    def abandon(self):
+        """No site ever says another word; that must be enough to end any run."""
+        for _ in range(200):
+            if self.state.over:
+                return
+            for what in ("merge", "publish", "ring"):
+                self.go_on(what)
+
     def settle(self):
-        """Everybody joins and answers what it was given last; that must be enough to end any run."""
+        """Everybody is let in and answers what it was given last; that must be enough to end any run."""
+        self.barred.clear()
         for _ in range(200):
             if self.state.over:
                 return
@@ -119,6 +189,27 @@ class World:
                 if site in self.work and site in self.state.live:
                     self.tell(Answered(run="run", answer=self.work[site]))
 
+    def go_with(self, bad):
+        """Everybody who is not barred joins and answers, one of them badly, and every deadline passes."""
+        for _ in range(200):
+            if self.state.over:
+                return
+            self.finish_merge()
+            self.go_on("publish")
+            for site in self.sites:
+                if site not in self.state.live and site not in self.barred:
+                    self.tell(Joined(run="run", site=site))
+                if site in self.work and site in self.state.live:
+                    answer = self.work[site]
+                    self.spoil(answer) if site == bad else self.tell(Answered(run="run", answer=answer))
+            if self.merge is None:
+                self.tell(Expired(run="run", position=self.state.position))
+
+
+def rejected(answer, late=False):
+    place = {"site": answer.site, "position": answer.position, "epoch": answer.epoch}
+    return Rejected(run="run", words=f"{answer.site}: not finite", late=late, **place)
+
 
 WAITS = st.sampled_from(
     [
@@ -129,8 +220,17 @@ WAITS = st.sampled_from(
         {"kind": "buffer", "count": 2},
     ]
 )
-HAPPENINGS = st.sampled_from(["join", "join", "lose", "answer", "newest", "newest", "merge", "deadline", "restart"])
+HAPPENINGS = st.sampled_from(
+    ["join", "join", "lose", "answer", "newest", "newest", "spoil", "late", "merge", "deadline", "restart"]
+)
 WALKS = st.lists(st.tuples(HAPPENINGS, st.integers(0, 30)), max_size=60)
+# Sites refuse and vanish, and every alarm rings that was set, patience included.
+ROUGH = st.lists(
+    st.tuples(
+        HAPPENINGS | st.sampled_from(["ring", "refuse", "lose", "spoil", "merge", "publish"]), st.integers(0, 30)
+    ),
+    max_size=80,
+)
 
 
 def check(world):
@@ -163,4 +263,58 @@ def test_with_refusals_every_run_still_ends_and_says_who_refused(count, wait, wa
     world.settle()
     assert world.state.over
     assert world.state.phase == "finished" or world.state.words.endswith("refuses")
+    check(world)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(count=st.integers(1, 5), wait=WAITS, walk=ROUGH)
+def test_any_order_of_events_ends_the_run_or_leaves_an_alarm_pending(count, wait, walk):
+    world = World(tuple("abcde"[:count]), wait)
+    world.bars = True
+    for what, who in walk:
+        world.wander(what, who)  # each step asserts that it wedges nothing
+    world.abandon()
+    assert world.state.over
+    assert world.state.phase == "finished" or world.state.error in ("Denied", "Unavailable", "Invalid")
+    check(world)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(wait=WAITS.filter(lambda wait: wait["kind"] != "all"), lost=st.integers(0, 4), walk=WALKS)
+def test_a_run_that_may_go_on_without_a_site_never_needs_one_that_is_lost_for_good(wait, lost, walk):
+    world = World(tuple("abcde"), wait)
+    name = world.sites[lost]
+    for what, who in walk:
+        if what != "restart" and world.sites[who % 5] != name:
+            world.wander(what, who)
+    world.work.pop(name, None)
+    for _ in range(200):
+        if world.state.over:
+            break
+        world.finish_merge()
+        for site in world.sites:
+            if site != name:
+                world.tell(Joined(run="run", site=site))
+                if site in world.work:
+                    world.tell(Answered(run="run", answer=world.work[site]))
+        if world.merge is None:
+            world.tell(Expired(run="run", position=world.state.position))
+        world.go_on("publish")
+    assert (world.state.phase, world.state.version) == ("finished", ROUNDS)
+    assert name in world.state.result.missing
+    check(world)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(count=st.integers(1, 5), wait=WAITS, walk=WALKS, who=st.integers(0, 4), at=st.integers(0, 60))
+def test_a_site_that_brings_nothing_good_ends_a_run_of_all_in_words_and_no_other(count, wait, walk, who, at):
+    world = World(tuple("abcde"[:count]), wait)
+    world.bars = True
+    for what, one in walk[:at]:
+        world.wander(what, one)
+    world.go_with(bad=world.sites[who % count])
+    if wait["kind"] == "all":
+        assert world.state.phase == "finished" or world.state.words.startswith("atoll site release")
+    elif len(set(world.sites) - world.barred) >= wait["count"] and not world.barred >= set(world.sites[:2]):
+        assert (world.state.phase, world.state.version) == ("finished", ROUNDS)
     check(world)

@@ -117,7 +117,7 @@ def test_a_task_that_makes_another_model_is_told(bundle):
     ("old", "new", "words"),
     [
         ("    def predict", "    def forecast", "Risk has no method 'predict'"),
-        ("return nn.Sequential(", "return print, (", "model returns a tuple, not a torch.nn.Module"),
+        ("return nn.Sequential(", "return print, (", r"model\(\) returned a tuple; return a torch.nn.Module"),
         ("return nn.Sequential(", "return nn.Sequentail(", r"^task\.py: line 13: AttributeError: "),
         ("import numpy as np", "import nunpy as np", r"^task\.py: line 1: ModuleNotFoundError: "),
     ],

@@ -48,6 +48,7 @@ WRITTEN_BY_PEOPLE = [TrainJob, EvaluateJob, PredictJob, QueryJob, Fleet, Site, P
 # Fields that one another constrain, where the first allowed value of each would not be a document.
 AGREEING: dict[str, dict[str, Any]] = {
     "Wait": {"kind": "quorum", "count": 2},
+    "Transform": {"kind": "clip", "share": None, "level": None},
     "Sync": {"preset": None, "exchange": "delta"},
 }
 

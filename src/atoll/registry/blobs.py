@@ -5,17 +5,15 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import fsspec
 
 from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -43,25 +41,10 @@ class Blobs:
         if self._intact(digest):
             return digest
         if self._folder is not None:
-            _publish(self._folder, lambda out: (out.write(view), digest)[1], view.nbytes)
+            _publish(self._folder, digest, view)
         else:
             with _told(self._root, view.nbytes):  # object stores show a new object whole or not at all
                 self._remote.pipe_file(self._path(digest), bytes(view))
-        return digest
-
-    def put_file(self, path: Path) -> str:
-        """Keep a file's bytes, in pieces of 1 MiB, and return their digest."""
-        if not path.is_file():
-            raise NotFound(f"{path}: there is no such file; check the path")
-        size = path.stat().st_size
-        if self._folder is not None:
-            with path.open("rb") as source:
-                return _publish(self._folder, lambda out: _copy(source, out), size)
-        with path.open("rb") as source:
-            digest = "sha256:" + hashlib.file_digest(source, "sha256").hexdigest()
-        if not self._intact(digest):
-            with _told(self._root, size):
-                self._remote.put_file(str(path), self._path(digest))
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -112,14 +95,14 @@ class Blobs:
             raise Corrupt(f"blob {digest} in {self._root}: its bytes are now {found}; restore it from a copy")
 
 
-def _publish(folder: Path, fill: Callable[[BinaryIO], str], size: int) -> str:
-    """Let ``fill`` write a hidden file and return its digest; then move it under that name in one step."""
+def _publish(folder: Path, digest: str, data: memoryview) -> None:
+    """Write a hidden file, then move it under its digest in one step."""
     part = folder / f".part-{secrets.token_hex(8)}"
-    with _told(str(folder), size):
+    with _told(str(folder), data.nbytes):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("xb") as out:
-                digest = fill(out)
+                out.write(data)
                 out.flush()
                 os.fsync(out.fileno())  # before the rename: a crash must not leave a name without its bytes
             home = folder / digest[7:9]
@@ -128,15 +111,6 @@ def _publish(folder: Path, fill: Callable[[BinaryIO], str], size: int) -> str:
             _sync_folder(home)
         finally:
             part.unlink(missing_ok=True)
-    return digest
-
-
-def _copy(source: BinaryIO, out: BinaryIO) -> str:
-    hasher = hashlib.sha256()
-    while piece := source.read(_CHUNK):
-        hasher.update(piece)
-        out.write(piece)
-    return "sha256:" + hasher.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import NonNegativeInt
 
 from atoll.spec.document import Digest, Document, Name
 from atoll.spec.event import Decided
+from atoll.spec.fleet import Dataset, Fleet
 from atoll.spec.job import Job
 from atoll.spec.model import Model, Source
 from atoll.spec.plan import Plan
+
+
+def sources(fleet: Fleet, sites: Iterable[str], dataset: str) -> tuple[Source, ...]:
+    """Return what these sites' datasets were in ``fleet``: the plan's, so that nothing later changes the answer."""
+    return tuple(
+        Source(site=site, dataset=held.name, fingerprint=held.fingerprint, rows=held.rows)
+        for site, held in _held(fleet, sites, dataset)
+    )
+
+
+def columns(fleet: Fleet, sites: Iterable[str], dataset: str) -> dict[str, str]:
+    """Return column -> Arrow type over these sites' datasets in ``fleet``.
+
+    A column that one site never filled has type null there; the first site that knows better says what it is.
+    """
+    known: dict[str, str] = {}
+    for _, held in _held(fleet, sites, dataset):
+        known |= {name: kind for name, kind in held.columns.items() if known.get(name, "null") == "null"}
+    return known
+
+
+def _held(fleet: Fleet, sites: Iterable[str], dataset: str) -> list[tuple[str, Dataset]]:
+    there = ((name, fleet.site(name)) for name in sites)
+    held = ((name, site.dataset(dataset)) for name, site in there if site is not None)
+    return [(name, data) for name, data in held if data is not None]
 
 
 class RunOrigin(Document):
@@ -22,6 +50,7 @@ class RunOrigin(Document):
     job_digest: Digest
     job: Job | None = None
     decided: tuple[Decided, ...] = ()  # what a policy said about the run as a whole, in journal order
+    missing: tuple[Name, ...] = ()  # sites that were asked for sums or metrics and did not answer in time
 
 
 class LineageTree(Document):
@@ -57,6 +86,7 @@ class LineageTree(Document):
                     *(Branch(text=_line("decision", d.action, f"{d.subject}: {d.decision}")) for d in run.decided),
                 ),
             ),
+            *self._metrics(),
             Branch(text=_line("code", self.code, f"{self.model.file}: {self.model.task}")),
             Branch(
                 text=f"data: {sum(source.rows for source in self.sources):,} rows at {len(self.sources)} sites",
@@ -71,6 +101,12 @@ class LineageTree(Document):
         ]
         names = ", ".join(self.aliases)
         return Branch(text=_line("model", self.model.reference, names), below=tuple(below))
+
+    def _metrics(self) -> tuple[Branch, ...]:
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.model.metrics.items())
+        silent = ", ".join(self.origin.missing)
+        below = (Branch(text=f"no answer in time outside training: {silent}"),) if silent else ()
+        return (Branch(text=f"metrics: {scores or 'none'}", below=below),) if scores or silent else ()
 
 
 class Branch(Document):

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from atoll.errors import Corrupt, NotFound
-from atoll.registry.lineage import LineageTree, RunOrigin
+from atoll.registry.lineage import LineageTree, RunOrigin, sources
 from atoll.spec.document import digest, near_miss
-from atoll.spec.event import Aliased, Decided, Event, Planned, Published, Submitted
+from atoll.spec.event import Aliased, Decided, Event, Merged, Planned, Published, Submitted
 from atoll.spec.model import Model
 
 
@@ -28,6 +28,7 @@ class _Run:
     time: float | None = None
     planned: Planned | None = None
     decided: list[Decided] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Models:
                 run.submitted, run.time = event, entry.time
             case Planned() as event:
                 self._runs.setdefault(event.run, _Run()).planned = event
+            case Merged() as event if event.result is not None:
+                self._runs.setdefault(event.run, _Run()).missing = event.result.missing
             case Decided() as event if event.run is not None:
                 self._runs.setdefault(event.run, _Run()).decided.append(event)
             case Aliased() as event:
@@ -138,6 +141,14 @@ class Models:
             doubts.append(f"run {claims.run} was submitted with code {run.submitted.code}")
         if run.planned is None or digest(run.planned.plan) != claims.plan:
             doubts.append(f"the journal has no plan {claims.plan} for run {claims.run}")
+        else:
+            fleet = run.planned.fleet
+            borne = [one in sources(fleet, [one.site], one.dataset) for one in claims.sources]
+            doubts += [
+                f"the plan's record has no {one.site}/{one.dataset} of {one.rows} rows and {one.fingerprint}"
+                for one, known in zip(claims.sources, borne, strict=True)
+                if not known
+            ]
         parents: list[LineageTree] = []
         for reference in claims.parents:
             try:
@@ -157,6 +168,7 @@ class Models:
             job_digest=claims.job,
             job=run.submitted.job if run.submitted else None,
             decided=tuple(run.decided),
+            missing=run.missing,
         )
         return LineageTree(
             model=model,

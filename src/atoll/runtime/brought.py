@@ -1,15 +1,27 @@
 """What a site may bring, by the hub's own state of the run and never by what the site says of it."""
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+
+import numpy as np
+
+from atoll.boundary.channel import FrameLike, Wanted
 from atoll.errors import Invalid
-from atoll.runtime.machine import State
+from atoll.runtime.state import State
 from atoll.spec.event import Answer
+from atoll.spec.fleet import Dataset, Site
+from atoll.spec.job import QueryJob, TrainJob
 from atoll.spec.message import Parcel
-from atoll.spec.policy import Decision
+from atoll.spec.model import Signature
+from atoll.spec.plan import Transform
 
 _MODEL_LIMIT = 1 << 33  # elements of a model: 32 GiB in float32
+_CUT = 1 << 20  # examples that a task may cut one row into: a text becomes many windows
+_LOSS_LIMIT = 3.4e38  # of float32
 
 
-def expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[str, ...], int]:
+def expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[Transform, ...], int]:
     """Return the wire and the size that an update must have, by the hub's own state and not by what it says."""
     if state.work == "initialise":
         size = sum(spec.size for spec in answer.signature)
@@ -18,26 +30,113 @@ def expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[str, .
         return (), size
     if state.work != "train" or state.plan is None:
         raise Invalid(f"{answer.site}: stage '{state.work}' takes no update")
-    wire = tuple(transform.kind for transform in state.plan.sync.wire)
+    wire = state.plan.sync.wire
     size = sum(spec.size for spec in state.signature)
-    if (parcel.wire, parcel.size) != (wire, size):
+    if (parcel.wire, parcel.size) != (kinds(wire), size):
         raise Invalid(
             f"{answer.site}: an update of {parcel.size} elements as {list(parcel.wire)} "
-            f"where the plan has {size} as {list(wire)}"
+            f"where the plan has {size} as {list(kinds(wire))}"
         )
     return wire, size
 
 
-def own(site: str, decision: Decision) -> Decision:
-    """Return a site's decision; one in another's name is none."""
-    if decision.party == site:
-        return decision
-    return Decision(allowed=False, party=site, reasons=(f"{site} refuses: it answered in another's name",))
+def kinds(wire: tuple[Transform, ...]) -> tuple[str, ...]:
+    """Return a wire as parcels and crossings name it."""
+    return tuple(transform.kind for transform in wire)
 
 
-def late(state: State, answer: Answer) -> str:
+def checked(state: State, answer: Answer, known: Site | None) -> None:
+    """Raise `Invalid` for numbers that this stage cannot have given: they weigh an answer against the other sites'.
+
+    A train round takes `steps` times `batch` examples at most. The others have the rows that the plan was told of
+    (``known`` is the site as it is now, for a plan that was not told), of which a task may make several examples each.
+    """
+    least, most = _examples(state, answer, known)
+    if not least <= answer.examples <= most:
+        raise Invalid(
+            f"{answer.site}: examples: {answer.examples}: stage '{state.work}' has {least} to {most} there; "
+            "look at what answers for that site"
+        )
+    if answer.loss is not None and not abs(answer.loss) <= _LOSS_LIMIT:  # NaN is in no range
+        raise Invalid(f"{answer.site}: loss: {answer.loss}: must be a finite number; lower the optimiser's rate")
+    rows = _rows(state, answer.site, known)
+    counted = max((sums.count for sums in answer.sums.values()), default=0)
+    counted = max(counted, sum(group.rows for group in answer.groups))
+    if counted > rows:
+        raise Invalid(f"{answer.site}: rows: {counted}: its dataset has {rows}; look at what answers for that site")
+    columns = state.job.data.statistics if isinstance(state.job, TrainJob) else ()
+    for name in answer.sums:
+        if name not in columns:
+            raise Invalid(f"{answer.site}: sums of {name!r}, which the job's data.statistics do not name")
+
+
+def _examples(state: State, answer: Answer, known: Site | None) -> tuple[int, int]:
+    job = state.job
+    if state.work == "train" and isinstance(job, TrainJob) and state.plan is not None:
+        period = state.plan.sync.period
+        return 1, job.batch * max(1, min(period, job.steps - answer.version * period))
+    return 0, _rows(state, answer.site, known) * _CUT
+
+
+def _rows(state: State, site: str, known: Site | None) -> int:
+    name = state.job.dataset if isinstance(state.job, QueryJob) else state.job.data.dataset
+    told = (state.fleet.site(site), known)
+    held: list[Dataset | None] = [one.dataset(name) for one in told if one is not None]
+    return next((dataset.rows for dataset in held if dataset is not None), 0)
+
+
+class Watched:
+    """A stream's frames, handed on as they come, so that of what is wrong with them the tensor can be told."""
+
+    def __init__(self, frames: Wanted, site: str, signature: Signature, plain: bool) -> None:
+        """``plain``: the frames are float32 as it is, in which a single element can be found."""
+        self._frames, self._site, self._plain = frames, site, plain
+        self._signature = signature
+        self._frame: FrameLike | None = None  # the one that is being taken
+        self._next = 0  # the element after it
+
+    def __call__(self, offset: int) -> Iterator[FrameLike]:
+        self._next = offset
+        for frame in self._frames(offset):
+            self._frame = frame
+            yield frame
+            self._frame, self._next = None, frame.offset + frame.length
+
+    def told(self, error: Invalid) -> str:
+        """Return in words what ``error``, which taking the frames ended with, is about: site, tensor, reason."""
+        words = str(error).removeprefix(f"update of {self._site}: ")
+        place = self._place()
+        return f"{self._site}: {place}: {words}" if place else f"{self._site}: {words}"
+
+    def _place(self) -> str:
+        frame = self._frame
+        if frame is None:  # too few came, or what came is no frame
+            return tensors(self._signature, self._next, self._next + 1)
+        if self._plain and len(frame.data) == 4 * frame.length:
+            values = np.frombuffer(frame.data, "<f4")
+            wrong = np.flatnonzero(~np.isfinite(values))
+            if wrong.size:
+                at = frame.offset + int(wrong[0])
+                return f"{tensors(self._signature, at, at + 1)}: {values[wrong[0]]} at element {at} of the model"
+        return tensors(self._signature, frame.offset, frame.offset + frame.length)
+
+
+def tensors(signature: Signature, start: int, stop: int) -> str:
+    """Name the tensors that elements `start` to `stop` of the flat vector belong to; "" for none of its elements."""
+    named = [spec for spec in signature if spec.size]
+    ends = list(accumulate(spec.size for spec in named))
+    if not 0 <= start < stop or not ends or start >= ends[-1]:
+        return ""
+    first, last = bisect_right(ends, start), min(bisect_left(ends, stop), len(ends) - 1)
+    if first == last:
+        return f"tensor {named[first].name}"
+    return f"tensors {named[first].name} to {named[last].name}"
+
+
+def out_of_turn(state: State, answer: Answer, what: str) -> str:
+    """Say that an answer is not one that the run waits for."""
     return (
-        f"{answer.site}: an answer to stage {answer.position} of epoch {answer.epoch} came too late or twice; "
+        f"{answer.site}: an answer to stage {answer.position} of epoch {answer.epoch} {what}; "
         f"run {state.run} is at stage {state.position} of epoch {state.epoch}"
     )
 

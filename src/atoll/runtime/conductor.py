@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from atoll.errors import AtollError, Unavailable
 from atoll.journal import Entry, Journal
-from atoll.runtime.machine import Alarm, Command, State, begin, step
+from atoll.runtime.machine import Alarm, Command, begin, step
+from atoll.runtime.state import State
 from atoll.spec.event import Broken, Cancelled, Event, Expired, Restarted, RunEvent, Submitted
 
 _RETRY = 1.0  # seconds until events are journalled again after the disk was full
@@ -36,6 +37,9 @@ class Conductor:
 
     ``perform(state, command)`` is called in the conductor's thread and must not block; ``seen(entry)`` is called for
     every entry, old and new, in order, for whoever keeps a view.
+
+    Of a run that is over `states` keeps what people are shown of it (job, plan, losses, result, words) and no more;
+    everything else is in the journal.
     """
 
     def __init__(
@@ -47,7 +51,9 @@ class Conductor:
         self._order = itertools.count()
         self._held: list[_Posted] = []  # what the journal could not take and nobody waits for
         self.states: dict[str, State] = {}
-        self.here: set[str] = set()  # runs that this process conducts; others were another hub's and wait for `resume`
+        # Runs under way that this process conducts; others under way were another hub's and wait for `resume`.
+        self.here: set[str] = set()
+        self.replaying = True  # what `seen` is told happened long ago
         self.trouble: str | None = None  # why the journal cannot be written, while it cannot
         self._thread = threading.Thread(target=self._loop, name="conductor", daemon=True)
         self.closing = self._closed = False
@@ -57,6 +63,7 @@ class Conductor:
         for entry in self._journal.entries():
             self._fold(entry.event)
             self._seen(entry)
+        self.replaying = False
         self._thread.start()
 
     def post(self, *events: Event, actor: str = "hub") -> None:
@@ -69,10 +76,13 @@ class Conductor:
             raise Unavailable("the hub is closing; try again once it runs")
         done: Future[list[Entry]] = Future()
         self._inbox.put(_Posted(events, actor, done))
-        try:
-            return done.result(timeout)
-        except TimeoutError:
-            raise Unavailable(f"the hub's journal did not take an entry in {timeout:g} s; look at its disk") from None
+        for _ in range(2):
+            try:
+                return done.result(timeout)
+            except TimeoutError:
+                if done.cancel():  # it does not happen later either: whoever is told so may try again
+                    break
+        raise Unavailable(f"the hub's journal did not take an entry in {timeout:g} s; look at its disk")
 
     def close(self) -> None:
         self.closing = True
@@ -98,7 +108,7 @@ class Conductor:
             pass
         self._closed = None in found
         held, self._held = self._held, []
-        waiting = held + [item for item in found if item is not None]
+        waiting = held + [item for item in found if item is not None and _wanted(item)]
         while self._alarms and self._alarms[0][0] <= time.monotonic():
             event = heapq.heappop(self._alarms)[2]
             if self._due(event):
@@ -159,7 +169,9 @@ class Conductor:
             state, commands = step(self.states[run], cast("RunEvent", event))
         else:
             return []
-        self.states[state.run] = state
+        if state.over:
+            self.here.discard(state.run)
+        self.states[state.run] = _shown(state) if state.over else state
         return [(state, command) for command in commands]
 
     def _act(self, state: State, command: Command) -> None:
@@ -173,3 +185,15 @@ class Conductor:
             # This thread conducts every run: what goes wrong with one ends that one, and the log has the traceback.
             log.exception("run %s", state.run)
             self.post(Broken(run=state.run, site="hub", words=f"fault in the hub: {error!r}"))
+
+
+def _wanted(item: _Posted) -> bool:
+    return item.done is None or item.done.set_running_or_notify_cancel()
+
+
+def _shown(state: State) -> State:
+    """Return a run that is over without what only its going on needed."""
+    kept = State(run=state.run, job=state.job, user=state.user, code=state.code, phase=state.phase, plan=state.plan)
+    place = {"position": state.position, "epoch": state.epoch, "version": state.version}
+    told = {"losses": state.losses, "result": state.result, "words": state.words, "error": state.error}
+    return replace(kept, **place, **told)

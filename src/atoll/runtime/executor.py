@@ -15,12 +15,14 @@ class Group(Protocol):
         """Give every rank the order and return rank 0's reply.
 
         Raises `TaskFailed` in the words of the rank that failed, and `Unavailable` when a rank died or fell silent.
-        The group is unusable after the latter, and after the former when it has several ranks.
+        The group is unusable after the latter, and after the former when it has several ranks. Never waits longer than
+        ``timeout`` seconds, whatever the ranks do. A `Train` order with a checkpoint may then go to another
+        group, which goes on where this one stood.
         """
         ...
 
     def close(self) -> None:
-        """End every rank; returns when they are gone."""
+        """End every rank, also from another thread than the one at an order; returns when they are gone."""
         ...
 
 

@@ -1,19 +1,16 @@
 """The hub: everything a console may ask for, over one home folder. It never sees a row of anybody's data."""
 
-import base64
 import fcntl
-import json
 import logging
-import secrets
 import threading
-import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Protocol
 
 from atoll.boundary.gate import Door, Gate, listen
-from atoll.errors import Invalid, NotFound, Unavailable
+from atoll.errors import AtollError, Corrupt, Invalid, NotFound, Unavailable
 from atoll.journal import Entry, Journal
 from atoll.planner.capacity import Outlook, table, what_if
 from atoll.policy.defaults import HUB_POLICY
@@ -23,17 +20,20 @@ from atoll.registry.lineage import LineageTree
 from atoll.registry.models import Models
 from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.conductor import Conductor
-from atoll.runtime.desk import Desk
+from atoll.runtime.desk import Desk, Parts
 from atoll.runtime.embedded import Embedded
-from atoll.runtime.machine import State
+from atoll.runtime.files import Folders
+from atoll.runtime.machine import Command
+from atoll.runtime.membership import Membership
 from atoll.runtime.performing import Performer
 from atoll.runtime.planning import ROLES, Planning
 from atoll.runtime.roster import Roster
+from atoll.runtime.state import State
 from atoll.runtime.view import JournalLine, Views, line, traffic
-from atoll.spec.document import canonical, near_miss, sha256
-from atoll.spec.event import Aliased, Cancelled, Crossed, Deployed, Event, Invited, Restarted, Submitted, Undeployed
+from atoll.spec.document import canonical, near_miss
+from atoll.spec.event import Aliased, Cancelled, Deployed, Restarted, Submitted, Undeployed
 from atoll.spec.fleet import Fleet
-from atoll.spec.job import EvaluateJob, Job, PredictJob, QueryJob, TrainJob
+from atoll.spec.job import EvaluateJob, Job, PredictJob, QueryJob, TrainJob, run_name
 from atoll.spec.model import Bundle, Deployment, Model
 from atoll.spec.plan import Plan
 from atoll.spec.policy import Request
@@ -81,43 +81,48 @@ class Hub:
         self._policy = LivePolicy(folder / "policy.cedar", "hub")
         self._journal = Journal(folder / "journal.db", "hub")
         self._blobs, self._models, self._views, self._roster = Blobs(folder / "blobs"), Models(), Views(), Roster()
-        self._performer = Performer(folder / "runs", self._blobs, self._models, self._views.decided)
-        self._conductor = Conductor(self._journal, self._performer.perform, self._seen)
-        self._gate = Gate("hub", self._policy.rules, self._conductor.record)
-        self._desk = Desk(self._gate, self._conductor, self._blobs, self._performer.files)
-        self._desk.model_of = self._performer.model_of
-        self._desk.changed = self._views.changed
         self._once = threading.Lock()
-        self._desk.enrolled = self._enrol
-        self._performer.conductor, self._performer.desk = self._conductor, self._desk
         self._deployer = deployer
+        self._conductor = Conductor(self._journal, self._perform, self._seen)
+        self._gate = Gate("hub", self._policy.rules, self._conductor.record)
+        self._folders = Folders(folder / "runs")
+        self._membership = Membership(folder, self._conductor.record)
+        parts = Parts(
+            gate=self._gate,
+            conductor=self._conductor,
+            blobs=self._blobs,
+            models=self._models,
+            folders=self._folders,
+            changed=self._views.changed,
+        )
+        self._desk = Desk(parts)
+        self._performer = Performer(parts, self._desk, self._views.decided)
         self._conductor.start()
-        for site, secret in self._roster.secrets.items():
-            self._desk.trust(site, secret)
-        self._server = self._listen(site_port, self._roster.port(folder))
+        self._folders.sweep({run for run, state in self._conductor.states.items() if not state.over})
+        self._server = self._listen(site_port or self._membership.reach.port, self._roster.port(folder))
         (folder / "site-port").write_text(str(self._server.port))
-        self._embedded = Embedded(self.home, self._desk)
+        self._embedded = Embedded(self.home, self._desk, f"tcp://127.0.0.1:{self._server.port}")
 
-    def _enrol(self, site: str, token: str, secret: str) -> None:
-        with self._once:  # a token is good once, also for two who bring it at the same time
-            self._conductor.record(self._roster.enrolment(site, token, secret), actor=site)
+    def _perform(self, state: State, command: Command) -> None:
+        self._performer.perform(state, command)
 
     def _seen(self, entry: Entry) -> None:
-        for view in (self._models.apply, self._roster.seen, self._views.seen):
+        for view in (self._models.apply, self._roster.seen, self._membership.seen, self._views.seen, self._desk.seen):
             view(entry)
 
     def _listen(self, asked: int, last: int) -> Door:
         """Open the port asked for, else the one of last time, which sites out there still dial, else a free one."""
+        registrar, host = self._membership.registrar, self._membership.reach.host
         if not asked and last:
             try:
-                return listen(self._desk, last)
+                return listen(self._desk, registrar, host, last)
             except Unavailable as error:
                 log.warning("%s", error)
-        return listen(self._desk, asked)
+        return listen(self._desk, registrar, host, asked)
 
     def start_sites(self) -> None:
         """Start the sites that live in this home and wait until they are connected."""
-        self._embedded.start(self._server.address)
+        self._embedded.start()
 
     @property
     def address(self) -> str:
@@ -127,7 +132,7 @@ class Hub:
     def close(self) -> None:
         """End sites, deployments and sessions. Runs that are not over can be resumed."""
         self._conductor.closing = True
-        self._desk.abandon("the hub is closing; run `atoll resume`")
+        self._desk.questions.abandon("the hub is closing; run `atoll resume`")
         self._deployer.close()
         self._embedded.close()
         self._server.close()
@@ -138,12 +143,20 @@ class Hub:
 
     # --- jobs and runs ------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job, bundle: Bundle | None, user: str) -> str:
-        """Queue a job; it is journalled when this returns. Raises `Denied`, `Invalid`, `NotFound`."""
-        run = f"{job.name[:48]}-{uuid.uuid4().hex[:8]}"
-        self._gate.ask(self._request("submit", user, job), f"{job.kind} {job.name}")
-        code = self._code(job, bundle)
-        self._conductor.record(Submitted(run=run, user=user, job=job, code=code), actor=user)
+    def submit(self, job: Job, bundle: Bundle | None, user: str, run: str | None = None) -> str:
+        """Queue a job; it is journalled when this returns. Raises `Denied`, `Invalid`, `NotFound`.
+
+        Who may miss the answer names the `run` (by `run_name`): submitted twice under one name it is one run.
+        """
+        run = run or run_name(job)
+        with self._once:
+            known = self._conductor.states.get(run)
+            if known is not None and (known.job, known.user) != (job, user):
+                raise Invalid(f"run: {run!r} is a run of another job; choose another name, or let the hub choose")
+            if known is None:
+                self._gate.ask(self._request("submit", user, job), f"{job.kind} {job.name}")
+                code = self._code(job, bundle)
+                self._conductor.record(Submitted(run=run, user=user, job=job, code=code), actor=user)
         return run
 
     def _request(self, action: str, user: str, job: Job) -> Request:
@@ -199,16 +212,17 @@ class Hub:
     def _state(self, run: str) -> State:
         states = self._conductor.states
         if run not in states:
-            raise NotFound(f"run: there is no {run!r}{near_miss(run, list(states))}")
+            known = near_miss(run, list(states)) or "; submit one with `atoll run`"
+            raise NotFound(f"run: there is no {run!r}{known}")
         return states[run]
 
     def _view(self, state: State) -> RunView:
-        progress = dict(self._desk.progress.get(state.run, {}))
+        progress = self._desk.presence.progress(state.run)
         return self._views.run(state, state.run in self._conductor.here, progress, self._conductor.trouble)
 
-    def wait(self, run: str, seen: int, timeout: float) -> int:
-        """Block until the run's view has changed since ``seen``; return the new counter."""
-        return self._views.wait(run, seen, timeout)
+    def watch(self, run: str, tell: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call ``tell`` after each change of a run's view, while in the context; `Views.watch` says what it may do."""
+        return self._views.watch(run, tell)
 
     def cancel(self, run: str, user: str) -> None:
         """End a run; nothing of it is published. A run that is over stays as it is."""
@@ -216,7 +230,7 @@ class Hub:
             self._conductor.record(Cancelled(run=run, user=user), actor=user)
 
     def resume(self) -> list[str]:
-        """Go on with the runs that a hub left behind, under a higher epoch, and with its deployments."""
+        """Go on with the runs that a hub left behind, under a higher epoch; `redeploy` does so with deployments."""
         with self._once:  # two that ask at the same time must not both begin a run anew
             return self._resume()
 
@@ -225,37 +239,43 @@ class Hub:
         for state in list(self._conductor.states.values()):
             if state.over or state.run in self._conductor.here:
                 continue
-            spool = self._performer.files(state.run).spool
+            spool = self._folders.of(state.run).spool
             open_answers = [answer for answer in (*state.merging, *state.arrived) if answer.update is not None]
             missing = [a.site for a in open_answers if not spool.holds((a.position, a.site), a.update or "")]
             self._conductor.record(Restarted(run=state.run, missing=tuple(missing)))
-            self._desk.rejoin(state.run)
             resumed.append(state.run)
-        for deployment in self._roster.deployments.values():
-            if all(view.name != deployment.name for view in self._deployer.views()):
-                self._launch(deployment)
         return resumed
 
     # --- sites --------------------------------------------------------------------------------------------------
 
     def fleet(self) -> Fleet:
-        return self._desk.fleet()
+        return self._desk.presence.fleet()
 
     def sites(self) -> list[SiteView]:
         """Return every site ever known, with whether it is here now."""
-        fleet = self._desk.fleet()
+        fleet = self._desk.presence.fleet()
         names = {site.name for site in fleet.sites}
-        away = [view for name, view in sorted(self._roster.sites.items()) if name not in names]
+        away = [self._away(view) for name, view in sorted(self._roster.sites.items()) if name not in names]
         here = [self._roster.view(site, fleet.link(site.name)) for site in fleet.sites]
-        return here + away
+        words = self._desk.quarantine.words
+        return [view.model_copy(update={"quarantine": words(view.name)}) for view in (*here, *away)]
+
+    def _away(self, view: SiteView) -> SiteView:
+        """Say of a site of this home why it is not started again, where that is known."""
+        return view.model_copy(update={"words": self._embedded.words(view.name) or view.words})
 
     def invite(self, site: str, hours: float = 24.0) -> str:
         """Return a one-time token with which a site joins. Only its digest is kept."""
-        secret = secrets.token_urlsafe(32)
-        expires = time.time() + hours * 3600
-        self._conductor.record(Invited(site=site, token=sha256(secret.encode()), expires=expires))
-        ticket = {"address": self._server.address, "site": site, "token": secret}
-        return base64.urlsafe_b64encode(json.dumps(ticket).encode()).decode().rstrip("=")
+        return self._membership.invite(site, hours, self._server.port)
+
+    def revoke(self, site: str, user: str) -> None:
+        """Shut a site out: its session ends now, and its certificate opens nothing any more."""
+        self._membership.revoke(site, user)
+        self._server.recheck()
+
+    def release(self, site: str, user: str) -> None:
+        """Let a site out of quarantine: it is planned with again, and its runs go on with it. Raises `NotFound`."""
+        self._desk.release(site, user)
 
     # --- models -------------------------------------------------------------------------------------------------
 
@@ -283,8 +303,7 @@ class Hub:
         """Start a replica of a model; blocks until it answers or has failed."""
         model = self._models.get(deployment.model)
         deployment = deployment.model_copy(update={"model": model.reference})
-        request = Request(action="deploy", user=user, roles=ROLES, model=model.reference)
-        self._gate.ask(request, f"{model.reference} as {deployment.name}")
+        self._gate.ask(self._deploying(deployment, user), f"{model.reference} as {deployment.name}")
         view = self._launch(deployment)
         if view.state == "failed":
             raise Unavailable(view.words)
@@ -299,45 +318,71 @@ class Hub:
             write_bundle(bundle, folder)
         return self._deployer.start(deployment, model, folder, self._blobs.local(model.weights), model.columns)
 
+    def redeploy(self, user: str) -> list[DeploymentView]:
+        """Start what an earlier hub of this home had deployed; blocks until each answers or has failed."""
+        return [self._again(deployment, user) for deployment in self._resting()]
+
+    def _again(self, deployment: Deployment, user: str) -> DeploymentView:
+        try:  # the rules may be others by now
+            self._gate.ask(self._deploying(deployment, user), f"{deployment.model} as {deployment.name}")
+            return self._launch(deployment)
+        except AtollError as error:  # of one deployment: the others start all the same
+            return DeploymentView(
+                name=deployment.name, model=deployment.model, url="", state="failed", words=str(error)
+            )
+
+    def _resting(self) -> list[Deployment]:
+        """Return what is deployed by the journal and was not started in this process."""
+        started = {view.name for view in self._deployer.views()}
+        return [deployment for name, deployment in sorted(self._roster.deployments.items()) if name not in started]
+
+    def _deploying(self, deployment: Deployment, user: str) -> Request:
+        return Request(action="deploy", user=user, roles=ROLES, model=deployment.model)
+
     def undeploy(self, name: str, user: str) -> None:
-        self._deployer.stop(name)
+        if all(deployment.name != name for deployment in self._resting()):
+            self._deployer.stop(name)
         self._conductor.record(Undeployed(name=name, user=user), actor=user)
 
     def deployments(self) -> list[DeploymentView]:
-        return list(self._deployer.views())
+        """Return what was deployed here, and what an earlier hub had deployed and nobody has started again."""
+        words = "ended with its hub; `atoll hub start` starts it again"
+        resting = [
+            DeploymentView(name=deployment.name, model=deployment.model, url="", state="stopped", words=words)
+            for deployment in self._resting()
+        ]
+        return [*self._deployer.views(), *resting]
 
     # --- the record ---------------------------------------------------------------------------------------------
 
     def verify(self) -> list[Verdict]:
         """Verify the hub's journal and those of the sites that live in this home."""
         verdicts = [self._journal.verify()]
-        for path in sorted((self.home / "sites").glob("*/journal.db")):
-            with Journal(path, path.parent.name, read_only=True) as journal:
-                verdicts.append(journal.verify())
+        for path in self._site_journals():
+            try:
+                with Journal(path, path.parent.name, read_only=True) as journal:
+                    verdicts.append(journal.verify())
+            except (Corrupt, Invalid) as error:  # no journal any more: the others are verified all the same
+                verdicts.append(Verdict(journal=str(path), entries=0, intact=False, words=str(error)))
         return verdicts
 
     def traffic(self, run: str | None = None) -> list[Traffic]:
         """Sum what crossed each border, as the hub recorded it; a site's refusals are in that site's journal."""
         if run is not None:
             self._state(run)
-        events = [entry.event for entry in self._journal.entries(kinds=("crossing",))]
-        for path in sorted((self.home / "sites").glob("*/journal.db")):
+        borders = self._views.borders
+        sums = borders.of(self._journal, run)
+        for path in self._site_journals():
             with Journal(path, path.parent.name, read_only=True) as journal:
-                crossings = [entry.event for entry in journal.entries(kinds=("crossing",))]
-            events = [event for event in events if _site(event) != path.parent.name]
-            events += crossings  # an owner's own record of its border is the better one
-        return traffic(events, run)
+                own = borders.of(journal, run)
+            # An owner's own record of its border is the better one.
+            sums = {border: sum_ for border, sum_ in sums.items() if border[0] != path.parent.name} | own
+        return traffic(sums)
 
     def explain(self, run: str) -> list[JournalLine]:
         """Tell everything the hub's journal has of a run, in words."""
         self._state(run)
-        return [line(entry) for entry in self._journal.entries() if _concerns(entry.event, run)]
+        return [line(entry) for entry in self._journal.entries(run=run)]
 
-
-def _site(event: Event) -> str | None:
-    return event.crossing.site if isinstance(event, Crossed) else None
-
-
-def _concerns(event: Event, run: str) -> bool:
-    about = event.crossing.run if isinstance(event, Crossed) else getattr(event, "run", None)
-    return about == run
+    def _site_journals(self) -> list[Path]:
+        return sorted((self.home / "sites").glob("*/journal.db"))

@@ -2,16 +2,18 @@
 
 A run is a row of stages: measure, initialise, train (once per round), evaluate, publish for a training job; one
 stage for the others. A stage hands each of its sites the same assignment, gathers answers until the plan's `wait`
-is satisfied, and is merged; the merge opens the next stage. Whoever performs the commands must journal an event
-before folding it here, so that folding the journal again gives this very state after a crash.
+is satisfied (`atoll.runtime.waits`), and is merged; the merge opens the next stage. Whoever performs the commands must
+journal an event before folding it here, so that folding the journal again gives this very state after a crash.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
+from atoll.runtime import waits
+from atoll.runtime.state import Phase, State, expects
 from atoll.spec.event import (
     Answer,
     Answered,
+    Barred,
     Broken,
     Cancelled,
     Expired,
@@ -21,61 +23,14 @@ from atoll.spec.event import (
     Planned,
     Published,
     Refused,
+    Rejected,
     Restarted,
-    Result,
     RunEvent,
     Submitted,
     Work,
 )
 from atoll.spec.job import Job, TrainJob
-from atoll.spec.model import Moments, Signature
-from atoll.spec.plan import Plan, Wait
-
-Phase = Literal["planning", "running", "finished", "failed", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Everything the conductor needs to go on with a run; a value."""
-
-    run: str
-    job: Job
-    user: str
-    code: str | None = None
-    phase: Phase = "planning"
-    plan: Plan | None = None
-    stages: tuple[Work, ...] = ()
-    position: int = 0
-    epoch: int = 0
-    version: int = 0  # train rounds merged
-    live: frozenset[str] = frozenset()
-    gone: frozenset[str] = frozenset()  # refused: they take no further part
-    arrived: tuple[Answer, ...] = ()
-    merging: tuple[Answer, ...] = ()
-    taken: dict[str, int] = field(default_factory=dict[str, int])  # site -> the newest stage merged with its answer
-    lapsed: bool = False  # the round's deadline has passed
-    weights: str | None = None
-    outer: str | None = None
-    signature: Signature = ()
-    statistics: dict[str, Moments] = field(default_factory=dict[str, Moments])
-    losses: tuple[float, ...] = ()
-    result: Result = field(default_factory=Result)
-    words: str = ""
-    error: str = ""
-
-    @property
-    def work(self) -> Work | None:
-        """The current stage's work, while there is one."""
-        return self.stages[self.position] if self.phase == "running" else None
-
-    @property
-    def over(self) -> bool:
-        return self.phase in ("finished", "failed", "cancelled")
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """The sites whose answers the current stage needs, in plan order."""
-        return _members(self, self.work)
+from atoll.spec.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +88,17 @@ def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912
         return state, []
     match event:
         case Planned():
-            return _planned(state, event.plan)
+            return _planned(state, event)
         case Joined():
             return _joined(state, event.site)
         case Lost():
-            return replace(state, live=state.live - {event.site}), []
+            return _settle(replace(state, live=state.live - {event.site}))
+        case Barred():
+            return _barred(state, event)
         case Answered():
             return _answered(state, event.answer)
+        case Rejected():
+            return _rejected(state, event)
         case Merged():
             return _merged(state, event)
         case Expired():
@@ -173,54 +132,54 @@ def stages(job: Job, plan: Plan) -> tuple[Work, ...]:
     return (*row, "publish")
 
 
-def _members(state: State, work: Work | None) -> tuple[str, ...]:
-    if state.plan is None or work is None or work == "publish":
-        return ()
-    if work == "initialise":
-        return (state.plan.initialiser or state.plan.sites[0],)
-    names = state.plan.evaluators if work == "evaluate" else state.plan.sites
-    return tuple(name for name in names if name not in state.gone) if state.gone else names
-
-
-def _wait(state: State) -> Wait:
-    """Return whom this stage waits for. Only training rounds may go on without a site, or run ahead of one."""
-    assert state.plan is not None
-    wait = state.plan.sync.wait
-    return wait if state.work == "train" else Wait(patience=wait.patience)
-
-
-def _planned(state: State, plan: Plan) -> Next:
+def _planned(state: State, event: Planned) -> Next:
     if state.phase != "planning":
         return state, []
-    return _open(replace(state, phase="running", plan=plan, stages=stages(state.job, plan)))
+    plan = event.plan
+    row = stages(state.job, plan)
+    return _open(replace(state, phase="running", plan=plan, fleet=event.fleet, stages=row))
 
 
 def _open(state: State) -> Next:
     """Enter the current stage: assignments to the sites that are there, and the stage's alarms."""
+    assert state.plan is not None
     if state.work == "publish":
         return state, [Publish()]
+    if state.work == "initialise":
+        state = replace(state, asked=waits.initialisers(state.plan, state.gone)[:1])
     if not state.members:  # every evaluator has refused since: the model goes out without metrics
-        return _open(replace(state, position=state.position + 1))
-    commands: list[Command] = [AssignTo(site) for site in state.members if site in state.live and _idle(state, site)]
+        return _open(replace(state, position=state.position + 1, lapsed=False))
+    commands: list[Command] = [AssignTo(site) for site in state.members if site in state.live and state.idle(site)]
     return state, commands + _alarms(state)
 
 
 def _alarms(state: State) -> list[Command]:
-    wait = _wait(state)
+    assert state.plan is not None
+    wait = state.plan.sync.wait
     alarms: list[Command] = [Alarm(state.position, wait.patience, final=True)]
-    if wait.kind == "quorum":
+    if state.rule == "quorum":
         alarms.append(Alarm(state.position, wait.deadline, final=False))
     return alarms
 
 
-def _idle(state: State, site: str) -> bool:
-    return all(answer.site != site for answer in (*state.arrived, *state.merging))
-
-
 def _joined(state: State, site: str) -> Next:
     state = replace(state, live=state.live | {site})
-    if site in state.members and _idle(state, site):
-        return state, [AssignTo(site)]
+    if site in state.members:
+        # What is being merged takes no more answers, and the next stage asks this site too. Only a buffer does.
+        useful = state.idle(site) and site not in state.spoiled and (not state.merging or state.rule == "buffer")
+        return state, [AssignTo(site)] if useful else []
+    if state.work == "initialise" and (state.lapsed or not state.members) and not state.merging:
+        return _ask_another(state)
+    return state, []
+
+
+def _ask_another(state: State) -> Next:
+    """Ask one more site that is there for the first weights. While there is none, the next one that joins is asked."""
+    assert state.plan is not None
+    for site in waits.initialisers(state.plan, state.gone):
+        if site in state.live and site not in state.asked:
+            alarms = _alarms(state)[1:] if state.lapsed else []  # it has a deadline of its own
+            return replace(state, asked=(*state.asked, site), lapsed=False), [AssignTo(site), *alarms]
     return state, []
 
 
@@ -230,40 +189,64 @@ def _answered(state: State, answer: Answer) -> Next:
     return _settle(replace(state, arrived=(*state.arrived, answer)))
 
 
-def expects(state: State, answer: Answer) -> bool:
-    """Tell whether an answer counts: of this epoch, from a member that has not answered, and not too late."""
-    if state.phase != "running" or answer.epoch != state.epoch or answer.site not in state.members:
-        return False
-    behind = state.position - answer.position
-    if not _idle(state, answer.site) or behind < 0 or answer.version != state.version - behind:
-        return False
-    if _wait(state).kind == "buffer":  # an answer to an earlier train round is welcome, once, and weighs less
-        return state.stages[answer.position] == "train" and answer.position > state.taken.get(answer.site, -1)
-    return behind == 0 and not state.merging
+def _rejected(state: State, event: Rejected) -> Next:
+    """Ask the site again, unless the stage can go on without it: then the site is given the next one like the others.
+
+    How often it is asked again is bounded from outside: who brings nothing but such answers is barred.
+    """
+    site = event.site
+    if event.late or event.epoch < state.epoch or site not in state.members or not state.idle(site):
+        return state, []
+    if state.rule == "buffer":  # no round is anybody's own: it begins again from the newest version
+        return state, [AssignTo(site)] if site in state.live else []
+    if event.position < state.position or state.merging:  # the site has other work by now
+        return state, []
+    state = replace(state, spoiled=state.spoiled | {site})
+    if state.work == "initialise":
+        another, commands = _ask_another(state)
+        if commands:
+            return another, commands
+    return _settle(state)
 
 
-def spent(state: State, position: int, site: str) -> bool:
-    """Tell whether a site's answer to that stage can never be merged any more: it was, or its stage has ended."""
-    if state.phase == "running" and _wait(state).kind == "buffer":
-        return position <= state.taken.get(site, -1)
-    return position < state.position
+def _barred(state: State, event: Barred) -> Next:
+    """Do without a site as if it had been lost, until it joins again; where all are waited for, end the run."""
+    if state.phase != "running":
+        return state, []
+    if _awaits(state, event.site):
+        return _end(state, "failed", event.words, "Invalid")
+    return _settle(replace(state, live=state.live - {event.site}))
+
+
+def _awaits(state: State, site: str) -> bool:
+    """Tell whether this stage or a later one ends with no fewer than all of its sites, and waits for this one."""
+    assert state.plan is not None
+    if state.rule == "all" and site in state.silent:
+        return True
+    later = set(state.stages[state.position + 1 :])
+    return any(waits.rule(state.plan, work) == "all" and site in state.members_of(work) for work in later)
 
 
 def _settle(state: State) -> Next:
-    """Merge when enough answers are in; otherwise keep waiting."""
-    if state.merging or not state.arrived:
+    """Merge when enough answers are in; otherwise keep waiting, also for those that the stage cannot do without."""
+    if state.merging or not (state.arrived or state.spoiled):
         return state, []
-    wait, members = _wait(state), state.members
-    needed = len(members)
-    if wait.kind == "buffer":
-        needed = min(wait.count or 1, len(members))
-    elif wait.kind == "quorum" and state.lapsed:
-        needed = min(wait.count or needed, needed)
-    if len(state.arrived) < needed:
+    assert state.plan is not None
+    members = state.members
+    if state.spoiled and not waits.dispensable(state.plan, state.work, len(members), _able(state)):
+        again = [AssignTo(site) for site in members if site in state.spoiled & state.live]
+        return replace(state, spoiled=frozenset()), [*again]
+    if len(state.arrived) < waits.needed(state.plan, state.work, len(members) - len(state.spoiled), state.lapsed):
         return state, []
     # Sorted by plan order, so that what is merged never depends on who was first.
     answers = tuple(sorted(state.arrived, key=lambda answer: members.index(answer.site)))
     return replace(state, arrived=(), merging=answers), [Merge(answers)]
+
+
+def _able(state: State) -> int:
+    """Return how many members are here, or have answered, and were not rejected."""
+    answered = {answer.site for answer in state.arrived}
+    return sum(site not in state.spoiled and (site in state.live or site in answered) for site in state.members)
 
 
 def _merged(state: State, event: Merged) -> Next:
@@ -275,8 +258,10 @@ def _merged(state: State, event: Merged) -> Next:
         position=state.position + 1,
         version=state.version + (1 if trained else 0),
         merging=(),
+        seen=state.seen | {a.site for a in state.merging} if state.work in ("measure", "train") else state.seen,
         taken=state.taken | {answer.site: answer.position for answer in state.merging},
         lapsed=False,
+        spoiled=frozenset(),
         weights=event.weights or state.weights,
         outer=event.outer or state.outer,
         signature=event.signature or state.signature,
@@ -286,7 +271,7 @@ def _merged(state: State, event: Merged) -> Next:
     )
     if state.position == len(state.stages):
         return _end(state, "finished", "")
-    if not trained or state.work != "train" or _wait(state).kind != "buffer":
+    if not trained or state.rule != "buffer":
         return _open(replace(state, arrived=()))
     # Asynchronous: whoever was merged starts from the new version; the others are still at work on an older one.
     back = [site for site in state.members if site in event.sites and site in state.live]
@@ -295,13 +280,17 @@ def _merged(state: State, event: Merged) -> Next:
 
 
 def _expired(state: State, event: Expired) -> Next:
-    if event.position != state.position or state.phase != "running" or state.merging:
+    if event.position != state.position or state.work in (None, "publish") or state.merging:
         return state, []
+    plan = state.plan
+    assert plan is not None
+    state, commands = _settle(replace(state, lapsed=True))
+    if state.merging or (commands and not event.final):  # also at the end of its patience it takes what is enough
+        return state, commands
     if not event.final:
-        return _settle(replace(state, lapsed=True))
-    answered = {answer.site for answer in state.arrived}
-    silent = ", ".join(site for site in state.members if site not in answered)
-    patience = f"{_wait(state).patience:g}"
+        return _ask_another(state) if state.work == "initialise" else (state, [])
+    silent = ", ".join(state.silent or waits.initialisers(plan, state.gone | state.declined))
+    patience = f"{plan.sync.wait.patience:g}"
     words = f"no answer to '{state.work}' from {silent} in {patience} s (sync.wait.patience)"
     return _end(state, "failed", words, "Unavailable")
 
@@ -311,11 +300,12 @@ def _restarted(state: State, event: Restarted) -> Next:
     at_hand = set(state.members) - set(event.missing)
     kept = tuple(answer for answer in (*state.merging, *state.arrived) if answer.site in at_hand)
     kept = tuple(answer.model_copy(update={"epoch": state.epoch + 1}) for answer in kept)
-    state = replace(state, epoch=state.epoch + 1, live=frozenset(), arrived=kept, merging=(), lapsed=False)
+    state = replace(state, epoch=state.epoch + 1, live=frozenset(), arrived=kept, merging=())
+    state = replace(state, lapsed=False, spoiled=frozenset())
     if state.phase == "planning":
         return state, [MakePlan()]
-    if state.work == "publish":
-        return state, [Publish()]
+    if state.work == "publish" or (state.work == "evaluate" and not state.members):
+        return _open(state)
     settled, commands = _settle(state)
     return settled, commands + _alarms(settled)
 
@@ -326,13 +316,21 @@ def _refused(state: State, event: Refused) -> Next:
         return _end(state, "failed", words, "Denied")
     if event.site not in state.members:
         return state, []
+    assert state.plan is not None
     # What it answered before it refused is not merged either, unless that is under way.
-    arrived = tuple(answer for answer in state.arrived if answer.site != event.site)
-    left = replace(state, gone=state.gone | {event.site}, arrived=arrived)
-    wait = _wait(state)
-    if wait.kind == "all" or not left.members or len(left.members) < (wait.count or 1):
-        return _end(state, "failed", words, "Denied")
-    return _settle(left)
+    left = replace(state, arrived=tuple(answer for answer in state.arrived if answer.site != event.site))
+    left = replace(left, spoiled=state.spoiled - {event.site})
+    if state.work == "initialise":  # who gives no weights out may still train
+        left = replace(left, declined=state.declined | {event.site})
+        if not waits.initialisers(state.plan, left.gone | left.declined):
+            return _end(state, "failed", words, "Denied")
+        return (left, []) if left.merging else _ask_another(left)
+    left = replace(left, gone=state.gone | {event.site})
+    if waits.suffice(state.plan, state.work, len(left.members)):
+        return _settle(left)
+    if state.work == "evaluate" and state.rule != "all" and state.position + 1 < len(state.stages):
+        return (left, []) if left.merging else _open(left)  # nobody is left to evaluate: it goes out without metrics
+    return _end(state, "failed", words, "Denied")
 
 
 def _end(state: State, phase: Phase, words: str, error: str = "") -> Next:

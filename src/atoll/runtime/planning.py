@@ -9,8 +9,8 @@ from atoll.planner import allowed, ask
 from atoll.planner.choose import choose, choose_sites
 from atoll.runtime.desk import Desk
 from atoll.spec.event import Answer
-from atoll.spec.fleet import Fleet, Profile
-from atoll.spec.job import Job, TrainJob
+from atoll.spec.fleet import Dataset, Fleet, Profile, Site
+from atoll.spec.job import Job, QueryJob, TrainJob
 from atoll.spec.message import Assign, Release, TaskName
 from atoll.spec.plan import Plan, Sync
 from atoll.spec.policy import Decision
@@ -26,7 +26,7 @@ class Planning:
     def __init__(self, desk: Desk, run: str, job: Job, code: tuple[str | None, int], user: str) -> None:
         self._desk, self._run, self._job, self._user = desk, run, job, user
         self._code, self._code_bytes = code
-        self.fleet: Fleet = desk.fleet()
+        self.fleet: Fleet = desk.presence.fleet()
         self.answers: dict[str, dict[ask.Role, Decision]] = {}
         self.profiles: dict[str, Profile] = {}
 
@@ -38,23 +38,36 @@ class Planning:
         self._probe(self._job)
         return choose(self._job, self.fleet, self.answers, self.profiles)
 
+    def held(self, plan: Plan) -> Fleet:
+        """Return the plan's sites as they were when it was made, with their links and no dataset but the job's."""
+        names = {*plan.sites, *plan.evaluators}
+        name = dataset_of(self._job)
+        sites = [site for site in self.fleet.sites if site.name in names]
+        return Fleet(
+            sites=tuple(site.model_copy(update={"datasets": _only(name, site)}) for site in sites),
+            links=tuple(link for link in self.fleet.links if link.site in names),
+        )
+
     def _ask(self) -> None:
         if not self.fleet.sites:
             raise Unavailable("no site is connected; add one with: atoll site add NAME")
         questions = ask.requests(self._job, self.fleet, self._user, ROLES, self._code)
         for site, asked in questions.items():
-            decisions = self._desk.ask(site, tuple(question.request for question in asked), _ASK)
+            if quarantined := self._desk.quarantine.words(site):
+                decisions = (Decision(allowed=False, party="hub", reasons=(quarantined,)),) * len(asked)
+            else:
+                decisions = self._desk.questions.ask(site, tuple(question.request for question in asked), _ASK)
             self.answers[site] = ask.paired(site, asked, decisions)
 
     def _probe(self, job: TrainJob) -> None:
         sites = allowed.trainers(job, self.fleet, self.answers).sites
-        waiting = {site: self._desk.expect_probe(self._run, site, self._code) for site in sites}
+        waiting = {site: self._desk.questions.expect_probe(self._run, site, self._code) for site in sites}
         try:
             for site in sites:
-                self._desk.send(site, self._assignment(job))
+                self._desk.presence.send(site, self._assignment(job))
             self.profiles = dict(_gathered(waiting))
         finally:
-            self._desk.abandon("the plan is made", run=self._run)
+            self._desk.questions.abandon("the plan is made", run=self._run)
 
     def _assignment(self, job: TrainJob) -> Assign:
         task = TaskName(file=job.task.file, name=job.task.name, params=job.task.params)
@@ -75,7 +88,15 @@ class Planning:
     def release(self) -> None:
         """Let the sites that were probed for nothing (no run follows) put their workers away."""
         for site in self.answers:
-            self._desk.send(site, Release(run=self._run, words="the plan was only asked for"))
+            self._desk.presence.send(site, Release(run=self._run, words="the plan was only asked for"))
+
+
+def dataset_of(job: Job) -> str:
+    return job.dataset if isinstance(job, QueryJob) else job.data.dataset
+
+
+def _only(name: str, site: Site) -> tuple[Dataset, ...]:
+    return tuple(dataset for dataset in site.datasets if dataset.name == name)
 
 
 def _gathered(waiting: Mapping[str, "Future[Answer]"]) -> Iterable[tuple[str, Profile]]:

@@ -3,7 +3,8 @@
 What `conductor` and `performing` do with threads, disks and sockets happens here in one queue of dated events, drawn
 from one seed. Nothing is trained: sites take time, vanish, come back and answer. Faults are data:
 
-    simulate(job, plan, [lose("lyon", at_round=3, back_after=20.0), restart_hub(at_round=5)], seed=7)
+    script = [lose("lyon", at_round=3, back_after=20.0), restart_hub(at_round=5), lose("oslo", at_stage="evaluate")]
+    simulate(job, plan, script, seed=7)
 """
 
 import heapq
@@ -13,11 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from atoll.runtime.machine import Alarm, AssignTo, Command, Merge, Publish, State, begin, step
+from atoll.runtime.machine import Alarm, AssignTo, Command, Merge, Publish, begin, step
+from atoll.runtime.quarantine import IN_A_ROW
+from atoll.runtime.state import State
 from atoll.spec.document import sha256
 from atoll.spec.event import (
     Answer,
     Answered,
+    Barred,
     Expired,
     Joined,
     Lost,
@@ -25,9 +29,12 @@ from atoll.spec.event import (
     Planned,
     Published,
     Refused,
+    Rejected,
     Restarted,
+    Result,
     RunEvent,
     Submitted,
+    Work,
 )
 from atoll.spec.job import Job
 from atoll.spec.model import Lineage, Model
@@ -40,31 +47,42 @@ _ZERO = sha256(b"")
 class Fault:
     """One line of a script; made by the functions below."""
 
-    kind: Literal["lose", "slow", "refuse", "restart_hub"]
-    at_round: int  # from 1 on
+    kind: Literal["lose", "slow", "refuse", "spoil", "release", "restart_hub"]
+    at_round: int  # from 1 on; any one of a stage that there is once
+    at_stage: Work
     site: str = ""
     value: float | None = None
     missing: tuple[str, ...] = ()
 
 
-def lose(site: str, at_round: int, back_after: float | None = None) -> Fault:
+def lose(site: str, at_round: int = 1, back_after: float | None = None, at_stage: Work = "train") -> Fault:
     """The site vanishes in the middle of this round and is back after so many seconds, or never."""
-    return Fault("lose", at_round, site, back_after)
+    return Fault("lose", at_round, at_stage, site, back_after)
 
 
-def slow(site: str, factor: float, at_round: int = 1) -> Fault:
+def slow(site: str, factor: float, at_round: int = 1, at_stage: Work = "train") -> Fault:
     """From this round on the site takes ``factor`` times as long."""
-    return Fault("slow", at_round, site, factor)
+    return Fault("slow", at_round, at_stage, site, factor)
 
 
-def refuse(site: str, at_round: int) -> Fault:
+def refuse(site: str, at_round: int = 1, at_stage: Work = "train") -> Fault:
     """The owner's policy says no to the site's part of this round."""
-    return Fault("refuse", at_round, site)
+    return Fault("refuse", at_round, at_stage, site)
 
 
-def restart_hub(at_round: int, missing: tuple[str, ...] = ()) -> Fault:
+def spoil(site: str, at_round: int = 1, times: int = 1, at_stage: Work = "train") -> Fault:
+    """From this round on the next so many answers of the site cannot be taken. Three in a row: it is in quarantine."""
+    return Fault("spoil", at_round, at_stage, site, times)
+
+
+def release(site: str, at_round: int = 1, at_stage: Work = "train") -> Fault:
+    """In the middle of this round somebody lets the site out of quarantine."""
+    return Fault("release", at_round, at_stage, site)
+
+
+def restart_hub(at_round: int = 1, missing: tuple[str, ...] = (), at_stage: Work = "train") -> Fault:
     """The hub dies in the middle of this round and begins anew without the updates of the ``missing`` sites."""
-    return Fault("restart_hub", at_round, missing=missing)
+    return Fault("restart_hub", at_round, at_stage, missing=missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +131,9 @@ class _World:
         self._sessions = dict.fromkeys(dict.fromkeys((*plan.sites, *plan.evaluators)), 0)
         self._away: set[str] = set()
         self._factor: dict[str, float] = {}
+        self._spoilt: dict[str, int] = {}  # answers still to come that cannot be taken
+        self._rejected: dict[str, int] = {}  # in a row
+        self._barred: set[str] = set()
         self._hub = self._assignments = self._struck = 0
         self._journal: list[tuple[float, RunEvent]] = []
         submitted = Submitted(run="simulated", user="local", job=job)
@@ -128,6 +149,11 @@ class _World:
             if dated.hub not in (None, self._hub):
                 continue
             if dated.site is not None and self._sessions[dated.site] != dated.session:
+                continue
+            if isinstance(dated.event, Joined) and dated.event.site in self._barred:
+                self._away.discard(dated.event.site)  # it is here, and no run is told
+                continue
+            if dated.site in self._barred:  # nothing of it is looked at
                 continue
             self._fold(dated.event)
         return Outcome(self._state, tuple(self._journal), self._now, self._assignments)
@@ -147,11 +173,17 @@ class _World:
                 self._sessions[event.site] += 1  # whatever it was doing or saying is gone
             case Joined():
                 self._away.discard(event.site)
+            case Barred():
+                self._barred.add(event.site)
+            case Answered():
+                self._rejected.pop(event.answer.site, None)
+            case Rejected():
+                self._reject(event)
             case Restarted():
                 self._hub += 1
                 for site in self._sessions:
                     self._sessions[site] += 1
-                    if site not in self._away:
+                    if site not in self._away | self._barred:
                         self._send(self._pace.hub_down, Joined(run=event.run, site=site), site)
             case _:
                 pass
@@ -160,18 +192,24 @@ class _World:
         for command in commands:
             self._perform(command)
 
+    def _reject(self, event: Rejected) -> None:
+        count = self._rejected[event.site] = self._rejected.get(event.site, 0) + 1
+        if count == IN_A_ROW:
+            words = f"{event.words}: in quarantine until `atoll site release {event.site}`"
+            self._at(0.0, _Dated(Barred(run=event.run, site=event.site, words=words)))
+
     def _perform(self, command: Command) -> None:
         state, run = self._state, self._state.run
         match command:
             case AssignTo():
                 self._assignments += 1
                 place = {"position": state.position, "epoch": state.epoch, "version": state.version}
-                answer = Answer.model_validate({"site": command.site, "examples": 1, **place})
-                self._send(self._duration(command.site), Answered(run=run, answer=answer), command.site)
+                self._send(self._duration(command.site), self._answer(command.site, place), command.site)
             case Merge():
                 sites = tuple(answer.site for answer in command.answers)
                 weights = sha256(f"{state.weights} {sites}".encode())
-                merged = Merged(run=run, position=state.position, sites=sites, weights=weights)
+                result = Result(missing=state.missing) if state.work in ("measure", "evaluate") else None
+                merged = Merged(run=run, position=state.position, sites=sites, weights=weights, result=result)
                 self._at(self._pace.merge, _Dated(merged, hub=self._hub))
             case Publish():
                 self._at(self._pace.merge, _Dated(Published(run=run, model=self._model()), hub=self._hub))
@@ -181,28 +219,49 @@ class _World:
             case _:  # the plan is given, and whom a run dismisses has nothing more to do here
                 pass
 
+    def _answer(self, site: str, place: dict[str, int]) -> RunEvent:
+        run = self._state.run
+        if self._spoilt.get(site):
+            self._spoilt[site] -= 1
+            at = {"position": place["position"], "epoch": place["epoch"]}
+            return Rejected.model_validate({"run": run, "site": site, "words": f"{site}: not finite", **at})
+        return Answered(run=run, answer=Answer.model_validate({"site": site, "examples": 1, **place}))
+
     def _duration(self, site: str) -> float:
         spread = self._rng.uniform(-self._pace.spread, self._pace.spread)
         return self._pace.train * (1 + spread) * self._factor.get(site, 1.0) + 2 * self._pace.link
 
     def _strike(self) -> None:
-        """When a round opens, date its faults for the middle of the shortest training."""
-        if self._state.work != "train" or self._state.version < self._struck:
+        """When a stage opens, date its faults for the middle of the shortest that a site, or publishing, can take."""
+        state = self._state
+        if state.work is None or state.position < self._struck:
             return
-        self._struck = self._state.version + 1
-        soon, run = self._pace.train * (1 - self._pace.spread) / 2, self._state.run
-        for fault in (fault for fault in self._faults if fault.at_round == self._struck):
-            match fault.kind:
-                case "slow":
-                    self._factor[fault.site] = fault.value or 1.0
-                case "lose":
-                    self._at(soon, _Dated(Lost(run=run, site=fault.site)))
-                    if fault.value is not None:
-                        self._at(soon + fault.value, _Dated(Joined(run=run, site=fault.site)))
-                case "refuse":
-                    self._at(soon, _Dated(Refused(run=run, site=fault.site, words=f"{fault.site} refuses")))
-                case "restart_hub":
-                    self._at(soon, _Dated(Restarted(run=run, missing=fault.missing)))
+        self._struck = state.position + 1
+        least = self._pace.merge if state.work == "publish" else self._pace.train * (1 - self._pace.spread)
+        for fault in (fault for fault in self._faults if fault.at_stage == state.work):
+            if state.work != "train" or fault.at_round == state.version + 1:
+                self._begin(fault, least / 2)
+
+    def _begin(self, fault: Fault, soon: float) -> None:
+        run, site = self._state.run, fault.site
+        match fault.kind:
+            case "slow":
+                self._factor[site] = fault.value or 1.0
+            case "spoil":
+                self._spoilt[site] = int(fault.value or 0)
+            case "lose":
+                self._at(soon, _Dated(Lost(run=run, site=site)))
+                if fault.value is not None:
+                    self._at(soon + fault.value, _Dated(Joined(run=run, site=site)))
+            case "refuse":
+                self._at(soon, _Dated(Refused(run=run, site=site, words=f"{site} refuses")))
+            case "release":
+                self._rejected.pop(site, None)
+                self._barred.discard(site)
+                if site not in self._away:
+                    self._at(soon, _Dated(Joined(run=run, site=site)))
+            case "restart_hub":
+                self._at(soon, _Dated(Restarted(run=run, missing=fault.missing)))
 
     def _model(self) -> Model:
         state = self._state

@@ -1,0 +1,136 @@
+"""What the machine knows of a run: a value, who takes part in its stages, and which answers it still takes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from atoll.runtime import waits
+from atoll.spec.event import Answer, Result, Work
+from atoll.spec.fleet import Fleet
+from atoll.spec.job import Job
+from atoll.spec.model import Moments, Signature
+from atoll.spec.plan import Plan
+
+Phase = Literal["planning", "running", "finished", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the conductor needs to go on with a run; a value."""
+
+    run: str
+    job: Job
+    user: str
+    code: str | None = None
+    phase: Phase = "planning"
+    plan: Plan | None = None
+    fleet: Fleet = field(default_factory=Fleet)  # the plan's sites as they were when it was made
+    stages: tuple[Work, ...] = ()
+    position: int = 0
+    epoch: int = 0
+    version: int = 0  # train rounds merged
+    live: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()  # refused: they take no further part
+    asked: tuple[str, ...] = ()  # for the first weights, in this order
+    declined: frozenset[str] = frozenset()  # of those, who refused to give them; they may still train
+    arrived: tuple[Answer, ...] = ()
+    merging: tuple[Answer, ...] = ()
+    taken: dict[str, int] = field(default_factory=dict[str, int])  # site -> the newest stage merged with its answer
+    seen: frozenset[str] = frozenset()  # whose sums or updates were merged: the model rests on their data
+    lapsed: bool = False  # the stage's deadline has passed
+    spoiled: frozenset[str] = frozenset()  # their answers to this stage were rejected; it is to go on without them
+    weights: str | None = None
+    outer: str | None = None
+    signature: Signature = ()
+    statistics: dict[str, Moments] = field(default_factory=dict[str, Moments])
+    losses: tuple[float, ...] = ()
+    result: Result = field(default_factory=Result)
+    words: str = ""
+    error: str = ""
+
+    @property
+    def work(self) -> Work | None:
+        """The current stage's work, while there is one."""
+        return self.stages[self.position] if self.phase == "running" else None
+
+    @property
+    def over(self) -> bool:
+        return self.phase in ("finished", "failed", "cancelled")
+
+    @property
+    def rule(self) -> waits.Rule:
+        """How the current stage waits."""
+        return waits.rule(self.plan, self.work) if self.plan is not None else "all"
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """The sites that the plan gives a part to, also those that have refused since."""
+        return tuple(dict.fromkeys((*self.plan.sites, *self.plan.evaluators))) if self.plan is not None else ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The sites whose answers the current stage can use, in plan order."""
+        return self.members_of(self.work)
+
+    def members_of(self, work: Work | None) -> tuple[str, ...]:
+        """Return the sites whose answers a stage of this kind can use, in plan order."""
+        if self.plan is None or work in (None, "publish"):
+            return ()
+        if work == "initialise":
+            return tuple(site for site in self.asked if site not in self.declined)
+        names = self.plan.evaluators if work == "evaluate" else self.plan.sites
+        return tuple(name for name in names if name not in self.gone) if self.gone else names
+
+    def idle(self, site: str) -> bool:
+        """Tell whether nothing of the site's waits to be merged or is being merged."""
+        return all(answer.site != site for answer in (*self.arrived, *self.merging))
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """The members that have not answered the current stage, in plan order."""
+        answered = {answer.site for answer in (*self.arrived, *self.merging)}
+        return tuple(site for site in self.members if site not in answered)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The sites to name in a result when this stage goes on: silent now, or in an earlier stage with a result."""
+        return tuple(dict.fromkeys((*self.result.missing, *self.silent)))
+
+
+def expects(state: State, answer: Answer) -> bool:
+    """Tell whether an answer counts: of this epoch, from a member that has not answered, and not too late."""
+    if state.phase != "running" or answer.epoch != state.epoch or answer.site not in state.members:
+        return False
+    behind = state.position - answer.position
+    if not state.idle(answer.site) or behind < 0 or answer.version != state.version - behind:
+        return False
+    if state.rule == "buffer":  # an answer to an earlier train round is welcome, once, and weighs less
+        return state.stages[answer.position] == "train" and answer.position > state.taken.get(answer.site, -1)
+    return behind == 0 and not state.merging and answer.site not in state.spoiled
+
+
+def unexpected(state: State, answer: Answer) -> Literal["nobody's", "again", "late", "wrong"]:
+    """Say what is the matter with an answer that the run does not expect.
+
+    nobody's: the run is not running, or the site has no part in it
+    again: what the site said of this stage counts already, or was rejected
+    late: the stage went on without it, or another epoch began
+    wrong: no assignment can have asked for it
+    """
+    site, position = answer.site, answer.position
+    if state.phase != "running" or site not in state.everyone or site in state.gone:
+        return "nobody's"
+    if position > state.position or answer.epoch > state.epoch:
+        return "wrong"
+    kept = max((one.position for one in (*state.arrived, *state.merging) if one.site == site), default=-1)
+    if position <= max(kept, state.taken.get(site, -1)) or (position == state.position and site in state.spoiled):
+        return "again"
+    current = position == state.position and not state.merging
+    late = answer.epoch < state.epoch or not (current or (state.rule == "buffer" and state.stages[position] == "train"))
+    return "late" if late else "wrong"  # what is left is of a version that the stage does not begin from
+
+
+def spent(state: State, position: int, site: str) -> bool:
+    """Tell whether a site's answer to that stage can never be merged any more: it was, or its stage has ended."""
+    if state.rule == "buffer":
+        return position <= state.taken.get(site, -1)
+    return position < state.position

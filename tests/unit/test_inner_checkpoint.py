@@ -1,0 +1,96 @@
+"""Files of named tensors: written whole, checked before use, and refused by a model or optimiser they do not fit."""
+
+import pytest
+import torch
+from torch import nn
+
+from atoll.errors import Corrupt
+from atoll.inner import checkpoint, optimiser
+from atoll.spec.job import Optimiser
+
+TENSORS = {
+    "scalar": torch.tensor(3.5, dtype=torch.float64),
+    "half": torch.tensor([1.5, -2.5], dtype=torch.bfloat16),
+    "none": torch.zeros(0, 3),
+    "turned": torch.arange(6).reshape(2, 3).T,
+    "flags": torch.tensor([True, False]),
+}
+
+
+def test_what_is_written_is_read_back_whatever_its_type(tmp_path):
+    path = tmp_path / "state.safetensors"
+    checkpoint.write_tensors(path, {**TENSORS, "same": TENSORS["half"]}, {"loss": 0.1 + 0.2, "step": 3})
+    tensors, about = checkpoint.read_tensors(path)
+    assert about == {"loss": 0.1 + 0.2, "step": 3}
+    assert tensors.keys() == {*TENSORS, "same"}
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_contents_are_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        checkpoint.write_tensors(tmp_path / name, TENSORS, {"b": 1, "a": 2})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_every_changed_byte_is_told(tmp_path):
+    path = tmp_path / "state.safetensors"
+    checkpoint.write_tensors(path, {"x": torch.arange(3.0)}, {"step": 1})
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(Corrupt, match=r"^state.safetensors: "):
+            checkpoint.read_tensors(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"\xff" * 100, b"\x02\0\0\0\0\0\0\0{}"])
+def test_another_file_is_told(tmp_path, data):
+    (tmp_path / "state").write_bytes(data)
+    with pytest.raises(Corrupt, match=r"^state: "):
+        checkpoint.read_tensors(tmp_path / "state")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(Corrupt, match=r"^state: "):
+        checkpoint.read_tensors(tmp_path / "state")
+
+
+def test_a_place_that_takes_nothing_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="state"):
+        checkpoint.write_tensors(tmp_path / "gone" / "state", TENSORS, {})
+
+
+def stepped(width):
+    model = nn.Linear(width, 1)
+    adam = optimiser.make(Optimiser(kind="adam"), model.parameters())
+    model(torch.ones(1, width)).sum().backward()
+    adam.step()
+    return model, adam
+
+
+def test_an_optimiser_takes_its_own_state_back_and_no_others(tmp_path):
+    _, adam = stepped(2)
+    checkpoint.save_optimiser(adam, tmp_path / "state")
+    fresh = optimiser.make(Optimiser(kind="adam"), nn.Linear(2, 1).parameters())
+    checkpoint.load_optimiser(fresh, tmp_path / "state")
+    ours, theirs = optimiser.state(fresh), optimiser.state(adam)
+    assert ours.keys() == theirs.keys() > {"0.exp_avg", "1.step"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for other in (nn.Linear(3, 1), nn.Linear(2, 1, bias=False)):
+        with pytest.raises(Corrupt, match="fits no parameter"):
+            checkpoint.load_optimiser(optimiser.make(Optimiser(kind="adam"), other.parameters()), tmp_path / "state")
+
+
+def test_another_models_checkpoint_changes_nothing():
+    model, adam = stepped(2)
+    other, others = stepped(3)
+    before = {name: tensor.clone() for name, tensor in checkpoint.tensors_of(model, adam, None).items()}
+    with pytest.raises(Corrupt, match="not this model's"):
+        checkpoint.put_tensors(checkpoint.tensors_of(other, others, None), model, adam, None)
+    with pytest.raises(Corrupt, match="not this model's"):
+        checkpoint.put_tensors(checkpoint.tensors_of(model, adam, None), model, None, None)
+    after = checkpoint.tensors_of(model, adam, None)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
