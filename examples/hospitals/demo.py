@@ -122,7 +122,7 @@ def begin(tell: Telling) -> tuple[Client, dict[str, int], dict[str, Any]]:
         for site in hub.sites()
     ]
     tell.table(("site", "hospital", ">patients", "granted for", ">latency"), seen)
-    tell.say("Each site dialled the hub (Arrow Flight on loopback) and opened no port. Its owner's rules, which have")
+    tell.say("Each site dialled the hub (on loopback) and opened no port. Its owner's rules, which have")
     tell.say("the last word there, are examples/hospitals/policy.cedar. The hub never sees a row.")
     return hub, {site: len(rows) for site, rows in aside.items()}, patient.to_pylist()[0]
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "ArraysTask": "atoll.spec.task",
     "AtollError": "atoll.errors",
+    "Budget": "atoll.spec.task",
+    "Fitted": "atoll.spec.task",
     "Mean": "atoll.spec.task",
     "Rows": "atoll.spec.task",
     "Scores": "atoll.spec.task",
@@ -18,14 +21,26 @@ _HOME = {
     "Sync": "atoll.spec.plan",
     "connect": "atoll.console.client",
 }
-__all__ = ["AtollError", "Mean", "Rows", "Scores", "Sync", "Task", "TrainJob", "connect"]
+__all__ = [
+    "ArraysTask",
+    "AtollError",
+    "Budget",
+    "Fitted",
+    "Mean",
+    "Rows",
+    "Scores",
+    "Sync",
+    "Task",
+    "TrainJob",
+    "connect",
+]
 
 if TYPE_CHECKING:
     from atoll.console.client import connect
     from atoll.errors import AtollError
     from atoll.spec.job import TrainJob
     from atoll.spec.plan import Sync
-    from atoll.spec.task import Mean, Rows, Scores, Task
+    from atoll.spec.task import ArraysTask, Budget, Fitted, Mean, Rows, Scores, Task
 
 
 def __getattr__(name: str) -> Any:

@@ -1,60 +1,27 @@
 """Laws of the inner plane: two local ranks compute what one does, with real worker processes."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from atoll.errors import TaskFailed
 from atoll.outer.wire import CHUNK
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
 from atoll.spec.job import Data, Optimiser
 from atoll.spec.message import TaskName
 from atoll.spec.plan import Layout, Sync
+from tests.laws.net import task, write_rows
 
-TASK = """\
-import numpy as np
-import torch
-from torch import nn
-
-from atoll import Mean
-
-
-class Net:
-    def model(self):
-        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
-
-    def examples(self, rows):
-        table = rows.table
-        x = np.stack([table[f"x{i}"].to_numpy() for i in range(5)], axis=1).astype(np.float32)
-        return {"x": x, "y": table["y"].to_numpy().astype(np.float32)}
-
-    def loss(self, model, batch):
-        return nn.functional.mse_loss(model(batch["x"])[:, 0], batch["y"])
-
-    def predict(self, model, batch):
-        return {"y": model(batch["x"])[:, 0]}
-
-    def metrics(self, model, batch):
-        error = (model(batch["x"])[:, 0] - batch["y"]).abs()
-        return {"error": Mean(error.sum().item(), len(error))}
-"""
 ROWS = 61  # odd, so that batches cross the border of an epoch
-
-
-def write_rows(path, rows, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, 5))
-    columns = {f"x{i}": x[:, i] for i in range(5)}
-    pq.write_table(pa.table({**columns, "y": np.sin(x[:, 0]) + 0.3 * x[:, 1]}), path)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inner")
     (folder / "bundle").mkdir()
-    (folder / "bundle" / "task.py").write_text(TASK)
-    write_rows(folder / "rows.parquet", ROWS, seed=1)
+    (folder / "bundle" / "task.py").write_text(task(columns=5, hidden=8))
+    x = np.random.default_rng(1).normal(size=(ROWS, 5))
+    write_rows(folder / "rows.parquet", x, np.sin(x[:, 0]) + 0.3 * x[:, 1])
     return folder
 
 
@@ -145,8 +112,6 @@ def test_a_round_done_again_gives_the_same_bits(request, which):
 
 
 def test_a_batch_too_small_for_its_ranks_is_told_and_the_workers_stay_fit(two):
-    from atoll.errors import TaskFailed
-
     with pytest.raises(TaskFailed, match="batch: 1 examples cannot be shared by 2 ranks"):
         two.train(batch=1)
     assert two.train(batch=2)[1].examples == 8

@@ -1,6 +1,6 @@
 """Laws of whole runs: neighbouring points of the space agree, and where the sites live changes no bit of a model.
 
-Two sites as processes of their own over Arrow Flight, and once more as threads over the memory channel.
+Two sites as processes of their own over the network, and once more as threads over the memory channel.
 """
 
 import threading
@@ -8,8 +8,6 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -25,33 +23,9 @@ from atoll.runtime.hub import Hub
 from atoll.spec.fleet import Site
 from atoll.spec.job import parse_job
 from atoll.spec.model import Bundle
+from tests.laws.net import task, write_rows
+from tests.undeployed import NothingDeployed
 
-TASK = """\
-import numpy as np
-from torch import nn
-
-from atoll import Mean
-
-
-class Net:
-    def model(self):
-        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
-
-    def examples(self, rows):
-        table = rows.table
-        x = np.stack([table[f"x{i}"].to_numpy() for i in range(4)], axis=1).astype(np.float32)
-        return {"x": x, "y": table["y"].to_numpy().astype(np.float32)}
-
-    def loss(self, model, batch):
-        return nn.functional.mse_loss(model(batch["x"])[:, 0], batch["y"])
-
-    def predict(self, model, batch):
-        return {"y": model(batch["x"])[:, 0]}
-
-    def metrics(self, model, batch):
-        error = (model(batch["x"])[:, 0] - batch["y"]).abs()
-        return {"error": Mean(error.sum().item(), len(error))}
-"""
 SEED, BATCH, STEPS, RATE = 5, 8, 12, 0.02
 ROWS = {"ada": 90, "bob": 110}  # unequal, so that a mean over sites is none over rows
 
@@ -67,9 +41,8 @@ def settle(home):
     for name in ROWS:
         folder = home / "sites" / name
         sites.create(folder, Site(name=name, owner=name), SITE_POLICY)
-        x, y = rows_of(name)
         path = folder / "rows.parquet"
-        pq.write_table(pa.table({**{f"x{i}": x[:, i] for i in range(4)}, "y": y}), path)
+        write_rows(path, *rows_of(name))
         Catalogue(folder).add("rows", path, purposes=("care",))
     return home
 
@@ -95,7 +68,7 @@ def job(sync, only=None, **fields):
     )
 
 
-BUNDLE = Bundle(files={"task.py": TASK})
+BUNDLE = Bundle(files={"task.py": task(columns=4, hidden=6)})
 FEDAVG = {"preset": "fedavg", "period": 4}
 
 
@@ -105,9 +78,9 @@ def outcome(home, model, view):
 
 
 @pytest.fixture(scope="module")
-def flight(tmp_path_factory):
+def network(tmp_path_factory):
     """Return a function that runs a job over two site processes."""
-    home = settle(tmp_path_factory.mktemp("flight"))
+    home = settle(tmp_path_factory.mktemp("network"))
     with atoll.connect(home) as hub:
 
         def run(asked):
@@ -119,22 +92,8 @@ def flight(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fedavg(flight):
-    return flight(job(FEDAVG))
-
-
-class NothingDeployed:
-    def start(self, deployment, model, bundle, weights, columns):
-        raise AssertionError("nothing is deployed here")
-
-    def stop(self, name):
-        raise AssertionError("nothing is deployed here")
-
-    def views(self):
-        return ()
-
-    def close(self):
-        pass
+def fedavg(network):
+    return network(job(FEDAVG))
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +109,11 @@ def memory(tmp_path_factory):
     def run(asked):
         while len(hub.fleet().sites) < len(ROWS):
             time.sleep(0.01)
-        name, seen = hub.submit(asked, BUNDLE, "local"), 0
-        while (view := hub.run(name)).state in ("planning", "running"):
-            seen = hub.wait(name, seen, 5.0)
+        name, news = hub.submit(asked, BUNDLE, "local"), threading.Event()
+        with hub.watch(name, news.set):
+            while (view := hub.run(name)).state in ("planning", "running"):
+                news.wait(5.0)
+                news.clear()
         assert view.state == "finished", view.words
         return outcome(home, hub.model(view.result.model), view)
 
@@ -201,20 +162,20 @@ def assert_equal_after_training(vector, first, last):
 # --- laws
 
 
-def test_exchanged_gradients_with_adam_are_centralised_adam(flight):
+def test_exchanged_gradients_with_adam_are_centralised_adam(network):
     sync = {"preset": "data_parallel", "outer": {"kind": "adam", "rate": RATE}}
-    assert_equal_after_training(flight(job(sync)).vector, *trained("ada", "bob"))
+    assert_equal_after_training(network(job(sync)).vector, *trained("ada", "bob"))
 
 
 @pytest.mark.parametrize("period", [3, STEPS])
-def test_fedavg_of_one_site_that_keeps_its_optimiser_is_unbroken_local_training(flight, period):
+def test_fedavg_of_one_site_that_keeps_its_optimiser_is_unbroken_local_training(network, period):
     sync = {"preset": "fedavg", "period": period, "keep_optimiser": True}
-    assert_equal_after_training(flight(job(sync, only=["ada"])).vector, *trained("ada"))
+    assert_equal_after_training(network(job(sync, only=["ada"])).vector, *trained("ada"))
 
 
-def test_period_changes_bytes_and_not_meaning_for_one_site(flight):
+def test_period_changes_bytes_and_not_meaning_for_one_site(network):
     often, seldom = (
-        flight(job({"preset": "fedavg", "period": period, "keep_optimiser": True}, only=["bob"])) for period in (2, 6)
+        network(job({"preset": "fedavg", "period": period, "keep_optimiser": True}, only=["bob"])) for period in (2, 6)
     )
     np.testing.assert_allclose(often.vector, seldom.vector, atol=2e-5, rtol=0)
     assert (often.view.rounds, seldom.view.rounds) == (6, 2)
@@ -223,31 +184,31 @@ def test_period_changes_bytes_and_not_meaning_for_one_site(flight):
     assert often.view.bytes_down > seldom.view.bytes_down
 
 
-def test_fedprox_without_a_pull_is_fedavg(flight, fedavg):
-    assert flight(job({"preset": "fedprox", "period": 4, "proximal": 0.0})).digest == fedavg.digest
-    assert flight(job({"preset": "fedprox", "period": 4, "proximal": 0.5})).digest != fedavg.digest
+def test_fedprox_without_a_pull_is_fedavg(network, fedavg):
+    assert network(job({"preset": "fedprox", "period": 4, "proximal": 0.0})).digest == fedavg.digest
+    assert network(job({"preset": "fedprox", "period": 4, "proximal": 0.5})).digest != fedavg.digest
 
 
-def test_a_buffer_of_everyone_is_synchronous(flight, fedavg):
-    buffered = flight(job({**FEDAVG, "wait": {"kind": "buffer", "count": 2}}))
+def test_a_buffer_of_everyone_is_synchronous(network, fedavg):
+    buffered = network(job({**FEDAVG, "wait": {"kind": "buffer", "count": 2}}))
     assert buffered.digest == fedavg.digest
 
 
-def test_a_quorum_of_everyone_is_synchronous(flight, fedavg):
-    assert flight(job({**FEDAVG, "wait": {"kind": "quorum", "count": 2}})).digest == fedavg.digest
+def test_a_quorum_of_everyone_is_synchronous(network, fedavg):
+    assert network(job({**FEDAVG, "wait": {"kind": "quorum", "count": 2}})).digest == fedavg.digest
 
 
-def test_diloco_of_rate_one_without_momentum_is_fedavg(flight, fedavg):
+def test_diloco_of_rate_one_without_momentum_is_fedavg(network, fedavg):
     outer = {"rate": 1.0, "momentum": 0.0, "nesterov": False}
     sync = {"preset": "diloco", "period": 4, "merge": "weighted_mean", "outer": outer, "keep_optimiser": False}
-    assert flight(job(sync)).digest == fedavg.digest
+    assert network(job(sync)).digest == fedavg.digest
 
 
-def test_the_same_job_again_gives_the_same_bits_and_another_version(flight, fedavg):
-    again = flight(job(FEDAVG))
+def test_the_same_job_again_gives_the_same_bits_and_another_version(network, fedavg):
+    again = network(job(FEDAVG))
     assert (again.digest, again.model.name) == (fedavg.digest, fedavg.model.name)
     assert again.model.version > fedavg.model.version
-    assert flight(job(FEDAVG, seed=6)).digest != fedavg.digest
+    assert network(job(FEDAVG, seed=6)).digest != fedavg.digest
 
 
 def test_sites_in_one_process_and_sites_of_their_own_give_the_same_bits(memory, fedavg):
@@ -257,7 +218,7 @@ def test_sites_in_one_process_and_sites_of_their_own_give_the_same_bits(memory, 
     assert (here.view.bytes_up, here.view.losses) == (fedavg.view.bytes_up, fedavg.view.losses)
 
 
-@pytest.mark.parametrize("channel", ["flight", "memory"])
+@pytest.mark.parametrize("channel", ["network", "memory"])
 def test_an_asynchronous_run_finishes_however_far_its_sites_drift_apart(request, channel):
     """Who is merged when depends on the machine: a buffer of one takes whoever is first, every round."""
     run = request.getfixturevalue(channel)

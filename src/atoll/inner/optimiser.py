@@ -1,11 +1,8 @@
-"""Inner optimisers by document, and their state as safetensors: no pickle, even of our own."""
+"""Inner optimisers by document, and their state as named tensors."""
 
 import inspect
-import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 
-import safetensors.torch
 import torch
 
 from atoll.errors import Corrupt
@@ -40,27 +37,24 @@ def make(optimiser: Optimiser, parameters: Iterable[torch.nn.Parameter]) -> torc
             return _ADAMW(trained, lr=rate, weight_decay=decay)
 
 
-def save_state(optimiser: torch.optim.Optimizer, path: Path) -> None:
-    """Write the per-parameter state (moments, step counts) to ``path``, whole or not at all."""
-    tensors = {
-        f"{index}.{name}": value.contiguous()
-        for index, state in optimiser.state_dict()["state"].items()
-        for name, value in state.items()
+def state(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the per-parameter state (moments, step counts), named ``<parameter's number>.<name>``; not copied."""
+    return {
+        f"{index}.{name}": value
+        for index, of_one in optimiser.state_dict()["state"].items()
+        for name, value in of_one.items()
         if isinstance(value, torch.Tensor)
     }
-    part = path.with_suffix(".part")
-    part.write_bytes(safetensors.torch.save(tensors))
-    os.replace(part, path)
 
 
-def load_state(optimiser: torch.optim.Optimizer, path: Path) -> None:
-    """Read back what `save_state` wrote. Raises `Corrupt` when it does not fit the optimiser."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    try:
-        for key, value in safetensors.torch.load(path.read_bytes()).items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
-        document = optimiser.state_dict()
-        optimiser.load_state_dict({"state": state, "param_groups": document["param_groups"]})
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise Corrupt(f"{path.name}: the optimiser's state cannot be read ({error}); the run must begin anew") from None
+def put_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give the optimiser the state that `state` returned. Raises `Corrupt` when it is another optimiser's."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        fits = number.isdecimal() and int(number) < len(parameters)
+        if not fits or (value.ndim and value.shape != parameters[int(number)].shape):
+            raise Corrupt(f"optimiser: its state has a tensor {key[:40]!r} that fits no parameter; begin the run anew")
+        found.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({"state": found, "param_groups": optimiser.state_dict()["param_groups"]})

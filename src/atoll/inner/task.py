@@ -14,20 +14,36 @@ from importlib.abc import MetaPathFinder, SourceLoader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, TypeGuard
 
 from atoll.errors import AtollError, TaskFailed
 from atoll.spec.document import near_miss, sha256
 from atoll.spec.message import TaskName
-from atoll.spec.task import Task
+from atoll.spec.task import ArraysTask, Task
 
+Doing = Literal["hold", "train", "evaluate", "predict"]
+# The methods that each kind of task has for what is asked of it; all are asked to hold a model.
+_OF_MODULES: dict[Doing, tuple[str, ...]] = {
+    "hold": ("model", "examples"),
+    "train": ("loss",),
+    "evaluate": ("metrics",),
+    "predict": ("predict",),
+}
+_OF_ARRAYS: dict[Doing, tuple[str, ...]] = {**_OF_MODULES, "hold": ("arrays", "examples"), "train": ("fit",)}
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.py")
 
 
-def load_task(bundle: Path, task: TaskName, needs: Sequence[str] = ("model", "examples")) -> Task:
+def hands_arrays(task: object) -> TypeGuard[ArraysTask]:
+    """Tell an `ArraysTask` from a `Task`: whoever has `arrays` and `fit` is one. Nothing else decides this."""
+    return callable(getattr(task, "arrays", None)) and callable(getattr(task, "fit", None))
+
+
+def load_task(bundle: Path, task: TaskName, *also: Doing) -> Task | ArraysTask:
     """Import ``task.file`` from the folder ``bundle`` and make ``task.name(**task.params)``.
 
     The folder's other ``.py`` files can be imported while that happens, by their plain names. Raises `TaskFailed`
-    when the file does not import, the class is missing or lacks one of the methods ``needs``, or the params do not fit.
+    when the file does not import, the class is missing or lacks a method to hold a model or do what is asked ``also``,
+    or the params do not fit.
     """
     path = _file_in(bundle, task.file)
     with _siblings(bundle):
@@ -38,10 +54,18 @@ def load_task(bundle: Path, task: TaskName, needs: Sequence[str] = ("model", "ex
             made = kind(**task.params)
         except (Exception, SystemExit) as error:
             raise task_failure(error, bundle, f"{task.file}: {task.name}(...)") from error
-    lacking = next((name for name in needs if not callable(getattr(made, name, None))), None)
-    if lacking is not None:
-        raise TaskFailed(f"{task.file}: {task.name} has no method '{lacking}'; write it as atoll.spec.task.Task shows")
+    require(made, task, "hold", *also)
     return made
+
+
+def require(made: object, task: TaskName, *doing: Doing) -> None:
+    """Raise `TaskFailed` unless the task has the methods for all of this."""
+    methods, shown = (_OF_ARRAYS, "ArraysTask") if hands_arrays(made) else (_OF_MODULES, "Task or ArraysTask")
+    needed = [name for one in doing for name in methods[one]]
+    lacking = next((name for name in needed if not callable(getattr(made, name, None))), None)
+    if lacking is not None:
+        words = f"{task.file}: {task.name} has no method '{lacking}'"
+        raise TaskFailed(f"{words}; write it as atoll.spec.task.{shown} shows")
 
 
 def task_failure(error: BaseException, bundle: Path, doing: str, quoted: bool = True) -> AtollError:

@@ -1,12 +1,17 @@
 """A module as one flat float32 vector: its floating parameters and buffers in `state_dict()` order, tied ones once.
 
-Integer and boolean buffers (BatchNorm's counter, masks) stay with the module and never travel.
+Integer and boolean buffers (BatchNorm's counter, masks) and those outside the state stay with the module and never
+travel.
 """
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from atoll.errors import TaskFailed
+from atoll.errors import Corrupt, TaskFailed
 from atoll.spec.model import Signature, TensorSpec
 
 
@@ -43,6 +48,58 @@ def write_vector(module: torch.nn.Module, signature: Signature, vector: np.ndarr
             start += spec.size
 
 
+def check_same(ours: Sequence[tuple[str, tuple[int, ...]]], signature: Signature) -> None:
+    """Raise `TaskFailed` unless a task's tensors, by name and shape and in order, are those of the weights."""
+    for (name, shape), spec in zip(ours, signature, strict=False):
+        if (name, shape) != (spec.name, spec.shape):
+            raise TaskFailed(
+                f"model: tensor {name} {list(shape)} where the weights have {spec.name} {list(spec.shape)}; "
+                "the task's code, params and data must be the ones the weights were made with"
+            )
+    if len(ours) != len(signature):
+        raise TaskFailed(
+            f"model: {len(ours)} tensors where the weights have {len(signature)}; use the task they came from"
+        )
+
+
+def save_vector(vector: np.ndarray, path: Path) -> None:
+    """Write a flat float32 vector as bare numbers, whole or not at all. Not flushed: its reader has a digest of it."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(vector.data)  # numpy's own writer would not say what went wrong with the disk
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_vector(path: Path, signature: Signature) -> np.ndarray:
+    """Read a vector of this signature; raise `Corrupt` when the file has another count of numbers."""
+    vector = np.fromfile(path, dtype=np.float32)
+    total = sum(spec.size for spec in signature)
+    if len(vector) != total:
+        raise Corrupt(f"weights: {len(vector)} numbers where the signature has {total}; fetch them again")
+    return vector
+
+
+def at_rest(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the tensors that never travel, by name."""
+    travelling = {id(tensor) for tensor in _tensors(module).values()}
+    return {name: tensor.detach().clone() for name, tensor in _named(module).items() if id(tensor) not in travelling}
+
+
+def put_back(module: torch.nn.Module, rest: Mapping[str, torch.Tensor]) -> None:
+    """Write what `at_rest` returned back in place, so that work done before leaves no trace in what comes."""
+    named = _named(module)
+    with torch.no_grad():
+        for name, tensor in rest.items():
+            named[name].copy_(tensor)
+
+
+def _named(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
@@ -55,16 +112,5 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _matched(module: torch.nn.Module, signature: Signature) -> dict[str, torch.Tensor]:
     tensors = _tensors(module)
-    ours = [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    theirs = [(spec.name, spec.shape) for spec in signature]
-    for mine, other in zip(ours, theirs, strict=False):
-        if mine != other:
-            raise TaskFailed(
-                f"model: tensor {mine[0]} {list(mine[1])} where the weights have {other[0]} {list(other[1])}; "
-                "the task's code, params and data must be the ones the weights were made with"
-            )
-    if len(ours) != len(theirs):
-        raise TaskFailed(
-            f"model: {len(ours)} tensors where the weights have {len(theirs)}; use the task they came from"
-        )
+    check_same([(name, tuple(tensor.shape)) for name, tensor in tensors.items()], signature)
     return tensors

@@ -95,7 +95,8 @@ class Deployments:
             replica = self._replicas.pop(name, None)
             known = list(self._replicas)
         if replica is None:
-            raise NotFound(f"deployment: there is no {name!r}{near_miss(name, known)}")
+            mend = near_miss(name, known) or "; start one with `atoll deploy`"
+            raise NotFound(f"deployment: there is no {name!r}{mend}")
         if replica.process is not None:
             _end(replica.process, self._grace)
         return DeploymentView(name=name, model=replica.deployment.model, url="", state="stopped")

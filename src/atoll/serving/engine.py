@@ -1,4 +1,4 @@
-"""The model in memory: the user's task, its weights, and rows in, answers out. The only torch in serving."""
+"""The model in memory: the user's task, its weights, and rows in, answers out. All torch in serving is behind it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from atoll.errors import Corrupt, TaskFailed
-from atoll.inner import evaluate
+from atoll.inner.learner import Learner, make_learner
+from atoll.inner.made import make_examples
+from atoll.inner.mesh import Mesh
 from atoll.inner.task import load_task, task_failure
-from atoll.inner.vector import write_vector
 from atoll.registry import weights as safetensors
 from atoll.serving.rows import Columns, Row
 from atoll.spec.document import sha256
 from atoll.spec.message import TaskName
 from atoll.spec.model import Model
-from atoll.spec.task import Rows, Task
+from atoll.spec.task import ArraysTask, Rows, Task
 
 
 class Engine:
     """One loaded model. Not for several threads at once: torch and the user's code run where it is called."""
 
-    def __init__(self, task: Task, module: torch.nn.Module, model: Model, columns: Columns, bundle: Path) -> None:
+    def __init__(self, task: Task | ArraysTask, learner: Learner, model: Model, columns: Columns, bundle: Path) -> None:
         self._task = task
-        self._module = module
+        self._learner = learner
         self._model = model
         self._bundle = bundle
         self.columns = columns
@@ -35,8 +35,7 @@ class Engine:
         table = self.columns.table(rows)
         name = f"{self._model.file}: {self._model.task}"
         try:
-            made = self._task.examples(Rows(table, self._model.statistics))
-            examples = {key: np.array(array) for key, array in made.items()}  # Arrow lends read-only memory
+            examples = make_examples(self._task, Rows(table, self._model.statistics), seed=0)
         except Exception as error:
             raise task_failure(error, self._bundle, f"{name}.examples") from error
         for key, array in examples.items():
@@ -46,7 +45,7 @@ class Engine:
                     "a served model needs one example per row"
                 )
         try:
-            answers = evaluate.predict(self._task, self._module, examples)
+            answers = self._learner.predict(examples)
         except Exception as error:
             raise task_failure(error, self._bundle, f"{name}.predict") from error
         return _per_row(answers, len(rows))
@@ -62,18 +61,13 @@ def load(bundle: Path, model: Model, weights: bytes, columns: Mapping[str, str])
     if found != model.weights:
         raise Corrupt(f"weights of {model.reference}: the bytes are {found}, not {model.weights}; restore the blob")
     vector, _ = safetensors.load(weights, model.signature)
-    task = load_task(
-        bundle, TaskName(file=model.file, name=model.task, params=model.params), ("model", "examples", "predict")
-    )
+    task = load_task(bundle, TaskName(file=model.file, name=model.task, params=model.params), "predict")
     try:
-        torch.manual_seed(0)
-        module = task.model()
+        learner = make_learner(task, seed=0, mesh=Mesh())
     except Exception as error:
-        raise task_failure(error, bundle, f"{model.file}: {model.task}.model") from error
-    if not isinstance(module, torch.nn.Module):
-        raise TaskFailed(f"{model.file}: {model.task}.model returns a {type(module).__name__}, not a torch.nn.Module")
-    write_vector(module, model.signature, vector)
-    return Engine(task, module.eval(), model, Columns(columns), bundle)
+        raise task_failure(error, bundle, f"{model.file}: {model.task}") from error
+    learner.write(model.signature, vector)
+    return Engine(task, learner, model, Columns(columns), bundle)
 
 
 def _per_row(answers: Mapping[str, np.ndarray], rows: int) -> list[dict[str, Any]]:

@@ -1,0 +1,90 @@
+"""What a site trains, evaluates and answers with: a torch module or named arrays, and one face for both.
+
+Whoever gives orders knows weights as one flat float32 vector under a signature, and examples as arrays.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, Protocol, cast
+
+import numpy as np
+
+from atoll.inner import evaluate, optimiser
+from atoll.inner.arrays import ArraysLearner
+from atoll.inner.made import make_model, tensors
+from atoll.inner.mesh import Mesh, parallelize
+from atoll.inner.round import Round
+from atoll.inner.steps import Start, Step, training_steps
+from atoll.inner.task import hands_arrays
+from atoll.inner.vector import at_rest, put_back, read_vector, signature_of, write_vector
+from atoll.spec.message import Open, Probe, Train
+from atoll.spec.model import Signature
+from atoll.spec.task import Arrays, ArraysTask, Mean, Scores, Task
+
+
+class Work(Protocol):
+    """A round under way: the caller owns the loop, ``for step in work.steps(batches)``, then takes the update."""
+
+    @property
+    def examples(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    def steps(self, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]: ...
+    def update(self) -> np.ndarray: ...
+    def keep_optimiser(self) -> None: ...
+
+
+class Learner(Protocol):
+    """A task's model in this process."""
+
+    @property
+    def gradients(self) -> bool: ...  # whether its steps are ours, so that ranks and sites can share gradients
+    @property
+    def signature(self) -> Signature: ...
+    def vector(self) -> np.ndarray: ...
+    def write(self, signature: Signature, vector: np.ndarray) -> None: ...
+    def trial(self, order: Probe, examples: Arrays, batches: Iterable[Arrays]) -> Iterator[object]: ...
+    def round(self, opened: Open, order: Train, examples: Arrays) -> Work: ...
+    def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]: ...
+    def predict(self, examples: Arrays) -> dict[str, np.ndarray]: ...
+
+
+def make_learner(task: Task | ArraysTask, seed: int, mesh: Mesh) -> Learner:
+    """Return the task's model, new, from all generators at ``seed``. Raises `TaskFailed` for one that cannot travel."""
+    if hands_arrays(task):
+        return ArraysLearner(task, seed, mesh)
+    return ModuleLearner(cast("Task", task), seed, mesh)
+
+
+class ModuleLearner:
+    """A torch module, on every rank of the mesh; whatever of it does not travel begins each order as it was built."""
+
+    gradients: Literal[True] = True
+
+    def __init__(self, task: Task, seed: int, mesh: Mesh) -> None:
+        self._task, self._mesh = task, mesh
+        self._module = parallelize(make_model(task, seed), mesh)
+        self._rest = at_rest(self._module)
+        self.signature = signature_of(self._module)
+
+    def vector(self) -> np.ndarray:
+        return read_vector(self._module, self.signature)
+
+    def write(self, signature: Signature, vector: np.ndarray) -> None:
+        put_back(self._module, self._rest)
+        write_vector(self._module, signature, vector)
+
+    def trial(self, order: Probe, examples: Arrays, batches: Iterable[Arrays]) -> Iterator[object]:
+        """Take a step for each batch; ``examples``, all of the site's, matter to tasks that choose among them."""
+        made = optimiser.make(order.optimiser, self._module.parameters())
+        given = map(tensors, batches)
+        return training_steps(self._task, self._module, made, given, self._mesh, Start(order.seed))
+
+    def round(self, opened: Open, order: Train, examples: Arrays) -> Round:
+        put_back(self._module, self._rest)
+        return Round(opened, order, self._task, self._module, self._mesh)
+
+    def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]:
+        return evaluate.evaluate(self._task, self._module, examples)
+
+    def predict(self, examples: Arrays) -> dict[str, np.ndarray]:
+        return evaluate.predict(self._task, self._module, examples)
