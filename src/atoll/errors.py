@@ -2,7 +2,8 @@
 
     AtollError
     ├── Invalid            a document, an argument or a file is wrong           (exit code 2)
-    │   └── NotFound       a name that nothing answers to
+    │   ├── NotFound       a name that nothing answers to
+    │   └── Unfit          what a site brought was not taken; its run goes on without it, or asks again
     ├── Denied             a policy refused; carries the party and the rules    (exit code 3)
     ├── TaskFailed         the user's task broke: import, shape, non-finite loss (exit code 4)
     ├── Unavailable        a port, a disk, a hub, a site cannot be used now     (exit code 5)
@@ -24,6 +25,10 @@ class Invalid(AtollError):
 
 
 class NotFound(Invalid):
+    pass
+
+
+class Unfit(Invalid):
     pass
 
 
@@ -49,5 +54,5 @@ class Corrupt(AtollError):
 
 def named(kind: str, words: str) -> AtollError:
     """Return the error of this class name, as another process told it; an unknown name is a plain `AtollError`."""
-    kinds = (AtollError, Invalid, NotFound, Denied, TaskFailed, Unavailable, LinkLost, Corrupt)
+    kinds = (AtollError, Invalid, NotFound, Unfit, Denied, TaskFailed, Unavailable, LinkLost, Corrupt)
     return next((known for known in kinds if known.__name__ == kind), AtollError)(words)

@@ -1,7 +1,7 @@
 """The seam between a site and the hub: typed messages both ways, and tensor streams that the site opens.
 
 A site holds a `Channel`; the hub is reached through what it offers, a `Desk`. Two forms fit the seam, `memory`
-(one process) and `flight` (a socket), and both are products. Only `atoll.boundary.gate` may use either.
+(one process) and `network` (TLS), and both are products. Only `atoll.boundary.gate` may use either.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,17 +39,16 @@ class FrameLike(Protocol):
 
 
 Send = Callable[[Message], None]
+# From element `offset` on: whoever receives says where it wants a stream to begin, for it may have the rest already.
+Source = Callable[[int], Iterable[FrameLike]]
+Wanted = Callable[[int], Iterator[FrameLike]]
 
 
 class Desk(Protocol):
     """What the hub offers a site. Every method may be called from any thread and names the authenticated site."""
 
     def admits(self, site: str, secret: str) -> bool:
-        """Tell whether this secret is the site's."""
-        ...
-
-    def enrol(self, site: str, token: str, secret: str) -> None:
-        """Exchange a one-time token for a lasting secret (its digest is kept). Raises `Denied`."""
+        """Tell whether this secret is that of a site which the hub started on this machine."""
         ...
 
     def opened(self, site: str, send: Send) -> None:
@@ -62,8 +61,11 @@ class Desk(Protocol):
         """The session with this `send` ended. A newer one of the same site may have begun already."""
         ...
 
-    def take(self, site: str, parcel: Parcel, frames: Iterator[FrameLike]) -> None:
-        """Receive an update; returning means that it is journalled and on disk, or not wanted any more."""
+    def take(self, site: str, parcel: Parcel, frames: Wanted) -> None:
+        """Receive an update; returning means that it is journalled and on disk, or not wanted any more.
+
+        ``frames(offset)`` asks the site for them, once; each is good until the next. Not asking is not wanting.
+        """
         ...
 
     def give(self, site: str, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
@@ -80,7 +82,7 @@ class Channel(Protocol):
         """Return the next message, or None when `timeout` seconds brought none."""
         ...
 
-    def put(self, parcel: Parcel, frames: Iterable[FrameLike]) -> None: ...
+    def put(self, parcel: Parcel, frames: Source) -> None: ...
 
     def get(self, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]: ...
 

@@ -2,16 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
-from atoll.boundary.channel import Channel, Desk, FrameLike
-from atoll.boundary.flight import FlightChannel, FlightServer
+from atoll.boundary import network
+from atoll.boundary.channel import Channel, Desk, FrameLike, Source
+from atoll.boundary.identity import Identity
 from atoll.boundary.memory import MemoryChannel
+from atoll.boundary.port import Port
+from atoll.boundary.register import Registrar
 from atoll.errors import Denied, LinkLost
-from atoll.spec.event import Crossed, Decided
+from atoll.spec.event import Answer, Crossed, Decided
 from atoll.spec.fleet import Link
-from atoll.spec.message import Message, Parcel
+from atoll.spec.message import Done, Message, Parcel
 from atoll.spec.policy import Crossing, Decision, Request
 
 
@@ -22,6 +26,7 @@ class Judge(Protocol):
 
 
 _PROBE = 4 << 20  # bytes
+_REMEMBERED = 1000  # newest crossings of a site; what is tried again is among them
 Record = Callable[..., object]  # (*events) -> once it returns they are durable
 
 
@@ -37,19 +42,10 @@ class Gate:
         """Ask the rules without journalling: planning asks many questions of which few come true."""
         return self._judge().decide(request)
 
-    def ask(self, request: Request, subject: str) -> Decision:
-        """Decide a point that is no crossing (submit, open, promote, deploy), journal it, raise `Denied`."""
+    def ask(self, request: Request, subject: str, run: str | None = None) -> Decision:
+        """Decide a point that is no crossing (submit, open, release, promote, deploy), journal it, raise `Denied`."""
         decision = self.decide(request)
-        run = request.crossing.run if request.crossing else None
         self._record(Decided(action=request.action, subject=subject, run=run, decision=decision))
-        if not decision.allowed:
-            raise Denied(str(decision))
-        return decision
-
-    def check(self, request: Request) -> Decision:
-        """Decide a crossing and journal it; raise `Denied` in the words of the rule."""
-        crossing, decision = self.judge(request)
-        self._record(Crossed(crossing=crossing, decision=decision))
         if not decision.allowed:
             raise Denied(str(decision))
         return decision
@@ -67,11 +63,14 @@ class SiteGate(Gate):
         super().__init__(party, judge, record)
         self._channel: Channel | None = None
         self._turn = threading.Lock()
+        self._crossed: OrderedDict[Hashable, tuple[Decision, ...]] = OrderedDict()  # crossing -> what was journalled
 
-    def dial(self, address: str, secret: str, token: str | None = None) -> None:
-        """Open a session with the hub at ``grpc://host:port``. Raises `LinkLost` or `Denied`."""
+    def dial(self, address: str, proof: Identity | str) -> None:
+        """Open a session with the hub: at ``tls://host:port`` as who a certificate says, or with a secret at
+        ``tcp://127.0.0.1:port``. Raises `LinkLost` or `Denied`."""
         self.hang_up()
-        self._channel = FlightChannel(address, self._party, secret, token)
+        credential = (self._party, proof) if isinstance(proof, str) else proof
+        self._channel = network.SocketChannel(address, self._party, credential)
 
     def attach(self, desk: Desk) -> None:
         """Open a session with a hub in this very process."""
@@ -86,21 +85,47 @@ class SiteGate(Gate):
     def say(self, message: Message, request: Request | None = None) -> None:
         """Send a message; one that carries anything computed from data comes with its crossing to be checked."""
         if request is not None:
-            self.check(request)
+            self._check(request, _told(message.answer) if isinstance(message, Done) else None)
         self._line().send(message)
 
     def listen(self, timeout: float) -> Message | None:
         return self._line().receive(timeout)
 
-    def send(self, parcel: Parcel, frames: Iterable[FrameLike], request: Request) -> None:
-        """Let tensors out. Returning means the hub has them safe."""
-        self.check(request)
+    def send(self, parcel: Parcel, frames: Source, request: Request) -> None:
+        """Let tensors out; ``frames(offset)`` gives those that the hub does not have yet. Returning means that it has
+        them all."""
+        self._check(request, _told(parcel.answer))
         self._line().put(parcel, frames)
 
     def fetch(self, parcel: Parcel, request: Request) -> tuple[Parcel, Iterator[FrameLike]]:
         """Let weights or code in, by digest; the caller verifies the bytes against it."""
-        self.check(request)
+        self._check(request, ("digest", parcel.digest))
         return self._line().get(parcel)
+
+    def _check(self, request: Request, what: Hashable | None) -> None:
+        """Decide a crossing and journal it; raise `Denied` in the words of the rule. ``what`` tells a repeat.
+
+        What is tried again after a broken link is one crossing, and its bytes are counted once. It is decided each
+        time, for the rules may have changed. The same decision again would tell a reader of the journal nothing, so it
+        is left out; another one is written down, without the bytes when an entry before it has them. What an agent
+        sent in an earlier life is not known here: it is sent again, and counted again.
+        """
+        crossing, decision = self.judge(request)
+        key = (crossing.run, crossing.round, crossing.kind, crossing.direction, crossing.dataset, what)
+        with self._turn:
+            before = self._crossed.get(key, ()) if what is not None else ()
+        if decision not in before:
+            counted = decision.allowed and any(earlier.allowed for earlier in before)
+            entry = crossing.model_copy(update={"bytes": 0}) if counted else crossing
+            self._record(Crossed(crossing=entry, decision=decision))
+        with self._turn:
+            if what is not None:
+                self._crossed[key] = tuple(dict.fromkeys((*before, decision)))
+                self._crossed.move_to_end(key)
+            while len(self._crossed) > _REMEMBERED:
+                self._crossed.popitem(last=False)
+        if not decision.allowed:
+            raise Denied(str(decision))
 
     def measure(self) -> Link:
         """Time an empty and a full probe of the link; they carry zeros, so nothing crosses."""
@@ -122,16 +147,36 @@ class SiteGate(Gate):
         return channel
 
 
+def _told(answer: Answer | None) -> Hashable | None:
+    """Return what makes an answer the same answer when it is sent again; another hub's epoch asks for another."""
+    return (answer.position, answer.epoch) if answer is not None else None
+
+
 class Door(Protocol):
     """The hub's open port."""
 
     @property
     def port(self) -> int: ...
     @property
-    def address(self) -> str: ...
+    def address(self) -> str:
+        """Where sites that joined dial."""
+        ...
+
+    def recheck(self) -> None:
+        """Have every session shown again to whoever admits sites: one of them may have been revoked."""
+        ...
+
     def close(self) -> None: ...
 
 
-def listen(desk: Desk, port: int = 0) -> Door:
+def listen(desk: Desk, registrar: Registrar, host: str = "127.0.0.1", port: int = 0) -> Door:
     """Open the hub's one port for sites. Raises `Unavailable` when it is taken."""
-    return FlightServer(desk, port)
+    return Port(desk, port, host, registrar)
+
+
+def enrol(address: str, identity: Identity, request: bytes) -> bytes:
+    """Return a certificate for the key in ``request``, by the identity of a join token or by the one that it renews.
+
+    Both are PEM. Raises `Denied` in the words of the hub, `LinkLost`.
+    """
+    return network.certified(address, identity, request)

@@ -1,9 +1,9 @@
 """A channel inside one process: the laptop's, and every test's."""
 
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from atoll.boundary.channel import Desk, FrameLike
+from atoll.boundary.channel import Desk, FrameLike, Source
 from atoll.errors import LinkLost
 from atoll.spec.message import Message, Parcel
 
@@ -34,9 +34,9 @@ class MemoryChannel:
         except queue.Empty:
             return None
 
-    def put(self, parcel: Parcel, frames: Iterable[FrameLike]) -> None:
+    def put(self, parcel: Parcel, frames: Source) -> None:
         self._alive()
-        self._desk.take(self._site, parcel, iter(frames))
+        self._desk.take(self._site, parcel, lambda offset: iter(frames(offset)))
 
     def get(self, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
         self._alive()
