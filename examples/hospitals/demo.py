@@ -51,6 +51,7 @@ from atoll.spec.run import RunView
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".atoll" / "demo"
 DOCTOR = "long-beach"  # the hospital that asks about one of its patients
+RULE = 110  # characters of a step's line; a log has no width of its own
 
 
 class Telling:
@@ -61,7 +62,7 @@ class Telling:
 
     def step(self, number: int, words: str) -> None:
         self.out.print()
-        self.out.rule(f"{number}  {words}  [{self.seconds:.0f} s]", align="left", characters="-", style="bold")
+        self.out.print(f"{number}  {words}  [{self.seconds:.0f} s] ".ljust(RULE, "-"), style="bold")
 
     def say(self, words: object, style: str = "") -> None:
         self.out.print(words if not isinstance(words, str) else show.text(words, style))

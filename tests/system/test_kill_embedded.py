@@ -129,7 +129,7 @@ def test_a_site_whose_document_is_wrong_is_told_of_and_comes_back_once_it_is_men
 
 def test_a_process_that_ends_at_once_is_told_in_its_own_last_words(tmp_path):
     (tmp_path / "agent.log").write_text("words of an earlier life\n")
-    life = SiteProcess(tmp_path, "grpc://127.0.0.1:1", "s" * 32, 1)
+    life = SiteProcess(tmp_path, "tcp://127.0.0.1:1", "s" * 32, 1)
     life.wait(time.monotonic() + 20)
     assert life.ended().startswith("ended with exit code 2: ")
     assert "no site lives here" in life.ended()

@@ -79,9 +79,7 @@ def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-@pytest.mark.parametrize(
-    ("part", "owner"), [("pyarrow.flight", "atoll.boundary"), ("safetensors.torch", "atoll.inner")]
-)
+@pytest.mark.parametrize(("part", "owner"), [("ssl", "atoll.boundary"), ("safetensors.torch", "atoll.inner")])
 def test_a_part_of_a_package_is_imported_where_it_belongs(part: str, owner: str) -> None:
     assert "torch.distributed" in imported(ROOT / "src/atoll/inner/mesh.py")
     word = part.rpartition(".")[2]

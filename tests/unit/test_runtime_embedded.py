@@ -25,7 +25,7 @@ class Faulty(Desk):
 @pytest.fixture
 def house(tmp_path):
     made = House(tmp_path, desk=Faulty)
-    made.embedded = Embedded(tmp_path, made.desk, "grpc://127.0.0.1:1")
+    made.embedded = Embedded(tmp_path, made.desk, "tcp://127.0.0.1:1")
     yield made
     made.embedded.close()
     made.close()

@@ -169,9 +169,9 @@ class Conductor:
             state, commands = step(self.states[run], cast("RunEvent", event))
         else:
             return []
-        if state.over:
-            self.here.discard(state.run)
         self.states[state.run] = _shown(state) if state.over else state
+        if state.over:  # in this order: one that is neither here nor over was interrupted
+            self.here.discard(state.run)
         return [(state, command) for command in commands]
 
     def _act(self, state: State, command: Command) -> None:

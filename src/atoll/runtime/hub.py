@@ -218,7 +218,9 @@ class Hub:
 
     def _view(self, state: State) -> RunView:
         progress = self._desk.presence.progress(state.run)
-        return self._views.run(state, state.run in self._conductor.here, progress, self._conductor.trouble)
+        here = state.run in self._conductor.here
+        state = self._conductor.states[state.run]  # as of now: it may have ended since, and so left `here`
+        return self._views.run(state, here, progress, self._conductor.trouble)
 
     def watch(self, run: str, tell: Callable[[], None]) -> AbstractContextManager[None]:
         """Call ``tell`` after each change of a run's view, while in the context; `Views.watch` says what it may do."""
@@ -236,8 +238,8 @@ class Hub:
 
     def _resume(self) -> list[str]:
         resumed: list[str] = []
-        for state in list(self._conductor.states.values()):
-            if state.over or state.run in self._conductor.here:
+        for run in list(self._conductor.states):
+            if run in self._conductor.here or (state := self._conductor.states[run]).over:
                 continue
             spool = self._folders.of(state.run).spool
             open_answers = [answer for answer in (*state.merging, *state.arrived) if answer.update is not None]
