@@ -24,7 +24,7 @@ from atoll.errors import AtollError, Invalid, LinkLost, named
 HEAD = struct.Struct("<IIqq")
 WORD = -1
 WORD_LIMIT = 4 << 20  # bytes of one word
-# What is handed to the socket at once. TLS takes a piece whole or not at all, so `STALL` is for so many bytes.
+# What is handed to TLS at once: it takes a piece whole or not at all, so the time for moving on is for so many bytes.
 PIECE = 1 << 17
 STALL = 30.0  # seconds in which a conversation must move
 _DATA_LIMIT = 16 << 20  # bytes of one frame's data; ours have about 1 MiB
@@ -49,7 +49,7 @@ class Line:
         self._flowing = False  # frames are coming, and the word after them has not come yet
         self._buffer = bytearray()
         self._secure = isinstance(connection, ssl.SSLSocket)
-        self._flags = 0 if self._secure else socket.MSG_WAITALL
+        self._flags, self._piece = (0, PIECE) if self._secure else (socket.MSG_WAITALL, _DATA_LIMIT)
         self.patience(stall)
 
     def patience(self, seconds: float) -> None:
@@ -123,9 +123,9 @@ class Line:
         """Send bytes, piece by piece."""
         view = memoryview(data).cast("B")
         try:
-            for start in range(0, len(view), PIECE):
+            for start in range(0, len(view), self._piece):
                 self._look()
-                self.socket.sendall(view[start : start + PIECE])
+                self.socket.sendall(view[start : start + self._piece])
         except OSError as error:
             raise self._broken(lost(error)) from None
 
