@@ -78,6 +78,9 @@ class Risk:
         return {"accuracy": Mean(right.sum().item(), len(right))}
 '''
 PURPOSE = "cardiology-research"
+
+# A shell that runs the checks in the background has them ignore Ctrl-C, and whatever they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 COMMAND = [sys.executable, "-m", "atoll.console.cli"]
 
 

@@ -1,5 +1,6 @@
 """How much of the hub's port anybody may take: time, connections, a share of them; and how it ends."""
 
+import socket
 import threading
 import time
 
@@ -8,9 +9,12 @@ import pytest
 from atoll.boundary.channel import Frame
 from atoll.boundary.line import HEAD, WORD
 from atoll.boundary.port import Limits
+from atoll.boundary.secure import server_context
+from atoll.boundary.visit import Visit
 from atoll.errors import LinkLost
 from tests.unit.ends import (
     WAIT,
+    Desk,
     World,
     closed,
     frames,
@@ -22,6 +26,7 @@ from tests.unit.ends import (
     update,
     wanted,
 )
+from tests.unit.papers import Office
 
 BRIEF = Limits(greeting=0.1)
 
@@ -180,6 +185,32 @@ def test_a_port_that_closes_leaves_no_thread_whatever_goes_on(kind, state, tmp_p
         assert closed(line)
         line.close()
     assert world.desk.taken == []
+
+
+def test_a_visit_that_is_ended_just_when_it_turns_to_tls_ends_at_once(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        far = socket.create_connection(listening.getsockname(), WAIT)
+        visit = Visit(listening.accept()[0], "127.0.0.1", Desk(), None)
+    context = server_context(Office(tmp_path).registrar.identity)
+
+    class Meanwhile:
+        def wrap_socket(self, *arguments, **named):
+            wrapped = context.wrap_socket(*arguments, **named)
+            visit.end("the hub is closing")
+            return wrapped
+
+    def serve():
+        with pytest.raises((OSError, LinkLost)):
+            visit.greet(Meanwhile(), WAIT)
+        visit.tell(LinkLost("the hub is closing"))
+        visit.part()
+
+    far.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01")
+    serving = threading.Thread(target=serve)
+    serving.start()
+    serving.join(WAIT / 4)
+    assert not serving.is_alive()
+    far.close()
 
 
 def test_a_port_that_closes_while_a_site_talks_sends_and_fetches_leaves_no_thread(tmp_path):

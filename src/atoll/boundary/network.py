@@ -115,12 +115,13 @@ class SocketChannel:
         self._thread.start()
 
     def _run(self) -> None:
-        words = self._session.run()
-        log.info("%s: %s", self._address, words)
-        self._end()
-        self._inbox.put(None)
-        self._session.line.linger()
-        self._session.line.close()
+        try:
+            log.info("%s: %s", self._address, self._session.run())
+        finally:  # also after a fault of ours: who waits for a message must not wait for ever
+            self._end()
+            self._inbox.put(None)
+            self._session.line.linger()
+            self._session.line.close()
 
     def _end(self) -> None:
         with self._turn:

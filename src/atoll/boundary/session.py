@@ -62,13 +62,8 @@ class Session:
 
     def run(self) -> str:
         """Carry messages; return in words why that ended."""
-        wake, woken = socket.socketpair()
-        for end in (self._socket, wake, woken):
-            end.setblocking(False)
-        with self._turn:
-            self._wake = wake
         try:
-            words = self._carry(woken)
+            words = self._woken()
             self._part(LinkLost(words), whole=True)
             return words
         except AtollError as error:
@@ -79,9 +74,21 @@ class Session:
             return str(found)
         finally:
             with self._turn:
-                self._over, self._wake = True, None
-            wake.close()
-            woken.close()
+                self._over = True
+
+    def _woken(self) -> str:
+        """Carry messages with something at hand by which other threads wake this one."""
+        wake, woken = socket.socketpair()
+        with wake, woken:
+            for end in (self._socket, wake, woken):
+                end.setblocking(False)
+            with self._turn:
+                self._wake = wake
+            try:
+                return self._carry(woken)
+            finally:
+                with self._turn:
+                    self._wake = None
 
     def _carry(self, woken: socket.socket) -> str:
         heard = time.monotonic()
