@@ -155,14 +155,14 @@ def test_what_the_hub_does_not_want_any_more_is_never_sent(world):
 KINDS = [errors.AtollError, Invalid, NotFound, Denied, TaskFailed, Unavailable, LinkLost, Corrupt]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_an_error_of_the_hub_comes_back_as_the_same_class_with_its_words(world, kind):
+def test_an_error_of_the_hub_comes_back_as_the_same_class_with_its_words(world):
     channel = world.open()
-    world.desk.fault = kind("lyon: größer als erlaubt")
-    for call in (lambda: channel.put(update(), source(frames(2))), lambda: channel.get(wanted())):
-        with pytest.raises(kind) as raised:
-            call()
-        assert (type(raised.value), str(raised.value)) == (kind, "lyon: größer als erlaubt")
+    for kind in KINDS:
+        world.desk.fault = kind("lyon: größer als erlaubt")
+        for call in (lambda: channel.put(update(), source(frames(2))), lambda: channel.get(wanted())):
+            with pytest.raises(kind) as raised:
+                call()
+            assert (type(raised.value), str(raised.value)) == (kind, "lyon: größer als erlaubt")
 
 
 def test_a_refusal_before_anything_was_sent_asks_for_nothing(world):
