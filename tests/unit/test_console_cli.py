@@ -156,6 +156,28 @@ def test_a_site_and_its_data_are_added_and_listed(tmp_path: Path, capsys: pytest
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["site"], told["name"], told["rows"], told["min_group"]) == ("zurich", "heart", 2, 5)
     assert str(tmp_path) not in json.dumps(told), "a listing tells no path"
+    assert run(*home, "data", "remove", "haert") == 2
+    assert "did you mean 'heart'?" in capsys.readouterr().err
+    assert run(*home, "data", "remove", "heart", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"site": "zurich", "removed": "heart"}
+    assert run(*home, "data", "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert rows.exists(), "the file is its owner's"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--host", "hub.example"], "host: 'hub.example': must be an address of this machine"),
+        (["--host", "0.0.0.0", "--name", "no name"], "no name"),
+    ],
+)
+def test_a_hub_is_not_made_where_it_cannot_be_reached(
+    wrong: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run("--home", str(tmp_path), "hub", "init", *wrong) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "hub" / "hub.yaml").exists()
 
 
 def test_a_site_name_that_is_a_path_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -43,20 +43,6 @@ def test_terms_that_cancel_leave_the_small_one():
     assert total.mean(100.0)[0] == pytest.approx(float(np.float32(1e-9)), rel=1e-6)
 
 
-def test_removing_an_update_leaves_not_a_trace():
-    once, twice = Sum(100), Sum(100)
-    once.add(0, noise(100, 1), 7.0)
-    twice.add(0, noise(60, 2, 1e6), 0.3)
-    twice.add(0, noise(100, 1), 7.0)
-    twice.remove(0, noise(60, 2, 1e6), 0.3)
-    np.testing.assert_array_equal(once.mean(7.0), twice.mean(7.0))
-
-
-def test_only_what_was_added_can_be_removed():
-    with pytest.raises(Invalid, match="never added"):
-        Sum(4).remove(0, noise(4), 1.0)
-
-
 def test_a_sum_can_be_read_by_window():
     total = Sum(CHUNK + 10)
     total.add(CHUNK + 2, noise(5), 2.0)
@@ -95,9 +81,6 @@ def test_a_sum_refuses_what_could_overflow_it_in_any_order():
         with pytest.raises(Invalid, match="could pass"):
             total.add(0, one, 1.0)
     assert total.mean(1.0)[0] == 3276 * float(LARGEST)
-    total.remove(0, term, 1.0)
-    total.add(0, -term, 1.0)
-    assert total.mean(1.0)[0] == 3274 * float(LARGEST)
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0**-149, 2.0**-61, 2.0**-60, 0.5, 2.0**-11, 3 * 2.0**-11, 1 / 3, LARGEST])
@@ -114,17 +97,12 @@ PIECE = st.tuples(arrays(np.float32, 7, elements=FLOATS), st.floats(0, 1e4))
 
 
 @settings(max_examples=40)
-@given(st.lists(PIECE, max_size=6), st.lists(PIECE, max_size=6), st.randoms(use_true_random=False))
-def test_what_is_taken_out_again_was_never_there(kept, removed, random):
-    moves = [("add", piece) for piece in [*kept, *removed]]
-    random.shuffle(moves)
-    for piece in removed:  # each somewhere after it was added
-        added = next(place for place, (_, other) in enumerate(moves) if other is piece)
-        moves.insert(random.randint(added + 1, len(moves)), ("remove", piece))
+@given(st.lists(PIECE, max_size=12), st.randoms(use_true_random=False))
+def test_the_order_in_which_pieces_come_changes_no_bit(pieces, random):
     mixed, plain = Sum(7), Sum(7)
-    for what, (values, weight) in moves:
-        getattr(mixed, what)(0, values, weight)
-    for values, weight in reversed(kept):
+    for values, weight in random.sample(pieces, len(pieces)):
+        mixed.add(0, values, weight)
+    for values, weight in pieces:
         plain.add(0, values, weight)
     np.testing.assert_array_equal(mixed.mean(1.0), plain.mean(1.0))
 
@@ -137,10 +115,6 @@ def test_whole_windows_and_parts_of_them_add_up_to_the_same_bits_however_often_t
         for start, stop in ((0, cut_at), (cut_at, CHUNK), (CHUNK, CHUNK + 9)):
             parts.add(start, vector[start:stop], weight)
         np.testing.assert_array_equal(total.mean(1.0), parts.mean(1.0))
-    parts.remove(0, vectors[2][:CHUNK], 3)
-    total.remove(cut_at, vectors[2][cut_at:CHUNK], 3)
-    total.remove(0, vectors[2][:cut_at], 3)
-    np.testing.assert_array_equal(total.mean(1.0, 0, CHUNK), parts.mean(1.0, 0, CHUNK))
 
 
 def test_a_cleared_sum_is_as_new():

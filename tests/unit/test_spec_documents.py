@@ -55,6 +55,8 @@ AGREEING: dict[str, dict[str, Any]] = {
 
 def filled(schema: dict[str, Any], defs: dict[str, Any]) -> Any:
     """Return a value that ``schema`` describes, with every field of every table filled in."""
+    if "examples" in schema:
+        return schema["examples"][0]
     if "$ref" in schema:
         return filled(defs[schema["$ref"].rsplit("/", 1)[-1]], defs)
     if choices := schema.get("anyOf", schema.get("oneOf")):

@@ -180,6 +180,26 @@ def data_add(
     of(context).emit(dataset, show.datasets(Fleet(sites=(Site(name=folder.name, datasets=(dataset,)),))), as_json)
 
 
+@data.command("remove")
+def data_remove(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What jobs call the dataset.", show_default=False)],
+    at: Annotated[str | None, typer.Option("--site", help="The site; by default this home's only one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take a dataset off a site's list; its file stays where it is.
+
+    Example: atoll data remove heart --site zurich
+    """
+    from atoll.console.document import site_folder
+    from atoll.console.show import text
+    from atoll.data.catalogue import Catalogue
+
+    folder = site_folder(of(context).home, at, laptop=True)
+    Catalogue(folder).remove(name)
+    of(context).emit({"site": folder.name, "removed": name}, text(f"{name} is off {folder.name}'s list."), as_json)
+
+
 @data.command("list")
 def data_list(context: typer.Context, as_json: Json = False) -> None:
     """List datasets: of every site while a hub runs, else of this home's own sites.

@@ -46,7 +46,7 @@ class Sum:
 
     Each element is held in fixed point as two int64: a term t = float64(weight) * float64(x) adds rint(t * 2**10) to
     the high limb and the rest, to units of 2**-60, to the low one. Integer addition is associative, so sites and chunks
-    may come in any order, and a piece can be taken out again exactly. Resolution 2**-60; a term is below 2**41, a sum
+    may come in any order. Resolution 2**-60; a term is below 2**41, a sum
     below 2**53, and at most 2**14 - 1 terms meet in an element. Memory: 16 bytes an element, however many sites.
 
     Threads may work at the same time, each in windows of its own: nothing is shared between windows, and numpy lets go
@@ -79,16 +79,7 @@ class Sum:
         if self._reach[window] + reach > _LIMIT:
             raise Invalid(f"the sum at elements {offset} on could pass 2**53 or 2**14 terms; clip updates on the wire")
         self._reach[window] += reach
-        self._accumulate(offset, values, weight, 1)
-
-    def remove(self, offset: int, values: np.ndarray, weight: float) -> None:
-        """Take out exactly what `add` with the same arguments put in, for an update that died half way."""
-        reach = self._checked(offset, values, weight)
-        window = offset // CHUNK
-        if self._reach[window] < reach:
-            raise Invalid(f"the piece at element {offset} was never added; remove only what was added")
-        self._reach[window] -= reach
-        self._accumulate(offset, values, weight, -1)
+        self._accumulate(offset, values, weight)
 
     def clear(self) -> None:
         """Set the sum back to zero, to use its memory again."""
@@ -139,8 +130,7 @@ class Sum:
             raise Invalid(f"{max(top, -bottom):g} at weight {weight:g} is out of range; clip updates on the wire")
         return math.ceil(term * _HIGH) + _CARRY
 
-    def _accumulate(self, offset: int, values: np.ndarray, weight: float, sign: int) -> None:
-        combine = np.add if sign > 0 else np.subtract
+    def _accumulate(self, offset: int, values: np.ndarray, weight: float) -> None:
         for start in range(0, values.size, PIECE):
             piece = values[start : start + PIECE]
             term, high = room.first[: piece.size], room.second[: piece.size]
@@ -148,16 +138,16 @@ class Sum:
             np.copyto(term, piece)
             term *= float(weight)
             np.add(term, _TO_HIGH, out=high)
-            combine(self._high[place], high.view(np.int64), out=self._high[place])
+            np.add(self._high[place], high.view(np.int64), out=self._high[place])
             high -= _TO_HIGH
             term -= high  # exact: a multiple of the term's last bit, and no larger than the term
             term += _TO_LOW
-            combine(self._low[place], term.view(np.int64), out=self._low[place])
+            np.add(self._low[place], term.view(np.int64), out=self._low[place])
         window = offset // CHUNK
         if values.size == min(CHUNK, self.size - window * CHUNK):
-            self._owed[window] += sign
+            self._owed[window] += 1
         else:
-            self._take_off(slice(offset, offset + values.size), sign)
+            self._take_off(slice(offset, offset + values.size), 1)
 
     def _settle(self, window: int) -> None:
         if self._owed[window]:

@@ -10,6 +10,7 @@ from atoll.boundary.certificates import Authority
 from atoll.boundary.register import Issued, Members, Registrar
 from atoll.errors import Invalid, NotFound
 from atoll.journal import Entry
+from atoll.runtime.disk import appearing
 from atoll.spec.document import parse, read_yaml, write_yaml
 from atoll.spec.event import Certified, Event, Invited, Revoked
 from atoll.spec.fleet import Reach
@@ -20,10 +21,17 @@ Record = Callable[..., object]  # (*events, actor) -> once it returns they are d
 
 def initialise(folder: Path, reach: Reach) -> None:
     """Make the CA of the hub in ``folder``, and write down where sites reach it. What is there already stays, but for
-    `reach`: sites know the hub by its CA."""
+    `reach`: sites know the hub by its CA. Raises `Invalid`, before `reach` is written, for names that are none."""
+    _authority(folder).identity(reach.names)
+    with appearing(folder / "hub.yaml", durable=True) as file:
+        file.write(write_yaml(reach).encode())
+
+
+def _authority(folder: Path) -> Authority:
+    """Return the CA of the hub in ``folder``, made where there is none yet."""
     if not (folder / "ca" / "root.pem").exists():
         Authority.create(folder / "ca")
-    (folder / "hub.yaml").write_text(write_yaml(reach), encoding="utf-8")
+    return Authority(folder / "ca")
 
 
 class Membership:
@@ -32,12 +40,9 @@ class Membership:
     def __init__(self, folder: Path, record: Record) -> None:
         path = folder / "hub.yaml"
         self.reach = parse(Reach, read_yaml(path), str(path)) if path.exists() else Reach()
-        if not (folder / "ca" / "root.pem").exists():
-            Authority.create(folder / "ca")
-        authority = Authority(folder / "ca")
         self._record = record
         self._members = Members()
-        self.registrar = Registrar(authority, self._members, self._issued, self.reach.names)
+        self.registrar = Registrar(_authority(folder), self._members, self._issued, self.reach.names)
 
     def seen(self, entry: Entry) -> None:
         match entry.event:

@@ -1,8 +1,9 @@
 """What exists: sites, their machines and datasets, and the links between them, as measured."""
 
+from ipaddress import ip_address
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from atoll.spec.document import Digest, Document, Name
 
@@ -63,9 +64,17 @@ class Profile(Document):
 class Reach(Document):
     """Where sites reach the hub: the address its port is bound to, and the names or addresses by which they dial it."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", examples=["127.0.0.1"])
     port: int = Field(default=0, ge=0, le=65535)  # 0: the one of last time, or a free one
     names: tuple[str, ...] = ()
+
+    @field_validator("host")
+    @classmethod
+    def _is_an_address(cls, host: str) -> str:
+        try:
+            return str(ip_address(host))
+        except ValueError:
+            raise ValueError("must be an address of this machine; set host: 0.0.0.0 and give names to dial") from None
 
 
 class Fleet(Document):
