@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from atoll.data.catalogue import Catalogue
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime import site as sites
-from atoll.runtime.hub import Deployer, Hub
+from atoll.runtime.deploying import Deployer
+from atoll.runtime.hub import Hub
 from atoll.spec.fleet import Site
 from atoll.spec.job import Job, parse_job
 from atoll.spec.model import Bundle

@@ -148,12 +148,12 @@ def cancel(hub: Here, run: Name) -> RunView:
 
 @v1.get("/runs/{run}/traffic")
 def run_traffic(hub: Here, run: Name) -> list[Traffic]:
-    return hub.traffic(run)
+    return hub.record.traffic(run)
 
 
 @v1.get("/runs/{run}/explain")
 def explain(hub: Here, run: Name) -> JSONResponse:
-    return JSONResponse([line.model_dump(mode="json") for line in hub.explain(run)])
+    return JSONResponse([line.model_dump(mode="json") for line in hub.record.explain(run)])
 
 
 @v1.post("/resume")
@@ -224,33 +224,33 @@ def promote(hub: Here, reference: Reference, body: Promotion) -> Model:
 
 @v1.get("/deployments")
 def deployments(hub: Here) -> list[DeploymentView]:
-    return hub.deployments()
+    return hub.deploying.views()
 
 
 @v1.post("/deployments")
 def deploy(hub: Here, body: Deployment) -> DeploymentView:
-    return hub.deploy(body, USER)
+    return hub.deploying.deploy(body, USER)
 
 
 @v1.post("/redeploy")
 def redeploy(hub: Here) -> list[DeploymentView]:
-    return hub.redeploy(USER)
+    return hub.deploying.redeploy(USER)
 
 
 @v1.delete("/deployments/{name}")
 def undeploy(hub: Here, name: Name) -> dict[str, str]:
-    hub.undeploy(name, USER)
+    hub.deploying.undeploy(name, USER)
     return {"stopped": name}
 
 
 @v1.get("/audit/verify")
 def verify(hub: Here) -> list[Verdict]:
-    return hub.verify()
+    return hub.record.verify()
 
 
 @v1.get("/traffic")
 def traffic(hub: Here) -> list[Traffic]:
-    return hub.traffic(None)
+    return hub.record.traffic(None)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

@@ -4,13 +4,13 @@ import fcntl
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from atoll.boundary.gate import Door, Gate, listen
-from atoll.errors import AtollError, Corrupt, Invalid, NotFound, Unavailable
+from atoll.errors import Invalid, NotFound, Unavailable
 from atoll.journal import Entry, Journal
 from atoll.planner.capacity import Outlook, table, what_if
 from atoll.policy.defaults import HUB_POLICY
@@ -18,8 +18,8 @@ from atoll.policy.load import LivePolicy
 from atoll.registry.blobs import Blobs
 from atoll.registry.lineage import LineageTree
 from atoll.registry.models import Models
-from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.conductor import Conductor
+from atoll.runtime.deploying import Deployer, Deploying
 from atoll.runtime.desk import Desk, Parts
 from atoll.runtime.embedded import Embedded
 from atoll.runtime.files import Folders
@@ -27,30 +27,20 @@ from atoll.runtime.machine import Command
 from atoll.runtime.membership import Membership
 from atoll.runtime.performing import Performer
 from atoll.runtime.planning import ROLES, Planning
+from atoll.runtime.record import Record
 from atoll.runtime.roster import Roster
 from atoll.runtime.state import State
-from atoll.runtime.view import JournalLine, Views, line, traffic
+from atoll.runtime.view import Views
 from atoll.spec.document import canonical, near_miss
-from atoll.spec.event import Aliased, Cancelled, Deployed, Restarted, Submitted, Undeployed
+from atoll.spec.event import Aliased, Cancelled, Restarted, Submitted
 from atoll.spec.fleet import Fleet
 from atoll.spec.job import EvaluateJob, Job, PredictJob, QueryJob, TrainJob, run_name
-from atoll.spec.model import Bundle, Deployment, Model
+from atoll.spec.model import Bundle, Model
 from atoll.spec.plan import Plan
 from atoll.spec.policy import Request
-from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
+from atoll.spec.run import RunView, SiteView
 
 log = logging.getLogger(__name__)
-
-
-class Deployer(Protocol):
-    """Who runs replicas. Serving and the runtime do not know each other; whoever hosts the hub brings them together."""
-
-    def start(
-        self, deployment: Deployment, model: Model, bundle: Path, weights: Path, columns: Mapping[str, str]
-    ) -> DeploymentView: ...
-    def stop(self, name: str) -> DeploymentView: ...
-    def views(self) -> tuple[DeploymentView, ...]: ...
-    def close(self) -> None: ...
 
 
 def take(home: Path) -> IO[str]:
@@ -82,7 +72,6 @@ class Hub:
         self._journal = Journal(folder / "journal.db", "hub")
         self._blobs, self._models, self._views, self._roster = Blobs(folder / "blobs"), Models(), Views(), Roster()
         self._once = threading.Lock()
-        self._deployer = deployer
         self._conductor = Conductor(self._journal, self._perform, self._seen)
         self._gate = Gate("hub", self._policy.rules, self._conductor.record)
         self._folders = Folders(folder / "runs")
@@ -96,7 +85,9 @@ class Hub:
             changed=self._views.changed,
         )
         self._desk = Desk(parts)
+        self.deploying = Deploying(deployer, folder / "code", parts, self._roster)
         self._performer = Performer(parts, self._desk, self._views.decided)
+        self.record = Record(self._journal, self.home / "sites", self._views.borders, self._state)
         self._conductor.start()
         self._folders.sweep({run for run, state in self._conductor.states.items() if not state.over})
         self._server = self._listen(site_port or self._membership.reach.port, self._roster.port(folder))
@@ -133,7 +124,7 @@ class Hub:
         """End sites, deployments and sessions. Runs that are not over can be resumed."""
         self._conductor.closing = True
         self._desk.questions.abandon("the hub is closing; run `atoll resume`")
-        self._deployer.close()
+        self.deploying.close()
         self._embedded.close()
         self._server.close()
         self._performer.close()
@@ -300,91 +291,3 @@ class Hub:
         self._gate.ask(request, f"{model.reference} as {alias}")
         self._conductor.record(Aliased(model=model.name, alias=alias, version=model.version, user=user), actor=user)
         return model
-
-    def deploy(self, deployment: Deployment, user: str) -> DeploymentView:
-        """Start a replica of a model; blocks until it answers or has failed."""
-        model = self._models.get(deployment.model)
-        deployment = deployment.model_copy(update={"model": model.reference})
-        self._gate.ask(self._deploying(deployment, user), f"{model.reference} as {deployment.name}")
-        view = self._launch(deployment)
-        if view.state == "failed":
-            raise Unavailable(view.words)
-        self._conductor.record(Deployed(deployment=deployment, user=user), actor=user)
-        return view
-
-    def _launch(self, deployment: Deployment) -> DeploymentView:
-        model = self._models.get(deployment.model)
-        bundle = Bundle.model_validate_json(self._blobs.get(model.code))
-        folder = self.home / "hub" / "code" / model.code.removeprefix("sha256:")
-        if not laid_out(folder, model.code):
-            write_bundle(bundle, folder)
-        return self._deployer.start(deployment, model, folder, self._blobs.local(model.weights), model.columns)
-
-    def redeploy(self, user: str) -> list[DeploymentView]:
-        """Start what an earlier hub of this home had deployed; blocks until each answers or has failed."""
-        return [self._again(deployment, user) for deployment in self._resting()]
-
-    def _again(self, deployment: Deployment, user: str) -> DeploymentView:
-        try:  # the rules may be others by now
-            self._gate.ask(self._deploying(deployment, user), f"{deployment.model} as {deployment.name}")
-            return self._launch(deployment)
-        except AtollError as error:  # of one deployment: the others start all the same
-            return DeploymentView(
-                name=deployment.name, model=deployment.model, url="", state="failed", words=str(error)
-            )
-
-    def _resting(self) -> list[Deployment]:
-        """Return what is deployed by the journal and was not started in this process."""
-        started = {view.name for view in self._deployer.views()}
-        return [deployment for name, deployment in sorted(self._roster.deployments.items()) if name not in started]
-
-    def _deploying(self, deployment: Deployment, user: str) -> Request:
-        return Request(action="deploy", user=user, roles=ROLES, model=deployment.model)
-
-    def undeploy(self, name: str, user: str) -> None:
-        if all(deployment.name != name for deployment in self._resting()):
-            self._deployer.stop(name)
-        self._conductor.record(Undeployed(name=name, user=user), actor=user)
-
-    def deployments(self) -> list[DeploymentView]:
-        """Return what was deployed here, and what an earlier hub had deployed and nobody has started again."""
-        words = "ended with its hub; `atoll hub start` starts it again"
-        resting = [
-            DeploymentView(name=deployment.name, model=deployment.model, url="", state="stopped", words=words)
-            for deployment in self._resting()
-        ]
-        return [*self._deployer.views(), *resting]
-
-    # --- the record ---------------------------------------------------------------------------------------------
-
-    def verify(self) -> list[Verdict]:
-        """Verify the hub's journal and those of the sites that live in this home."""
-        verdicts = [self._journal.verify()]
-        for path in self._site_journals():
-            try:
-                with Journal(path, path.parent.name, read_only=True) as journal:
-                    verdicts.append(journal.verify())
-            except (Corrupt, Invalid) as error:  # no journal any more: the others are verified all the same
-                verdicts.append(Verdict(journal=str(path), entries=0, intact=False, words=str(error)))
-        return verdicts
-
-    def traffic(self, run: str | None = None) -> list[Traffic]:
-        """Sum what crossed each border, as the hub recorded it; a site's refusals are in that site's journal."""
-        if run is not None:
-            self._state(run)
-        borders = self._views.borders
-        sums = borders.of(self._journal, run)
-        for path in self._site_journals():
-            with Journal(path, path.parent.name, read_only=True) as journal:
-                own = borders.of(journal, run)
-            # An owner's own record of its border is the better one.
-            sums = {border: sum_ for border, sum_ in sums.items() if border[0] != path.parent.name} | own
-        return traffic(sums)
-
-    def explain(self, run: str) -> list[JournalLine]:
-        """Tell everything the hub's journal has of a run, in words."""
-        self._state(run)
-        return [line(entry) for entry in self._journal.entries(run=run)]
-
-    def _site_journals(self) -> list[Path]:
-        return sorted((self.home / "sites").glob("*/journal.db"))

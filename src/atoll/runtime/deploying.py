@@ -1,0 +1,92 @@
+"""What of the registry answers requests: replicas started, started again and stopped, each asked of the hub's rules."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from atoll.errors import AtollError, Unavailable
+from atoll.runtime.bundle import laid_out, write_bundle
+from atoll.runtime.desk import Parts
+from atoll.runtime.planning import ROLES
+from atoll.runtime.roster import Roster
+from atoll.spec.event import Deployed, Undeployed
+from atoll.spec.model import Bundle, Deployment, Model
+from atoll.spec.policy import Request
+from atoll.spec.run import DeploymentView
+
+
+class Deployer(Protocol):
+    """Who runs replicas. Serving and the runtime do not know each other; whoever hosts the hub brings them together."""
+
+    def start(
+        self, deployment: Deployment, model: Model, bundle: Path, weights: Path, columns: Mapping[str, str]
+    ) -> DeploymentView: ...
+    def stop(self, name: str) -> DeploymentView: ...
+    def views(self) -> tuple[DeploymentView, ...]: ...
+    def close(self) -> None: ...
+
+
+class Deploying:
+    """One hub's deployments; the code of their models is laid out under ``folder``."""
+
+    def __init__(self, deployer: Deployer, folder: Path, parts: Parts, roster: Roster) -> None:
+        self._deployer, self._folder, self._roster = deployer, folder, roster
+        self._gate, self._conductor, self._models, self._blobs = parts.gate, parts.conductor, parts.models, parts.blobs
+
+    def deploy(self, deployment: Deployment, user: str) -> DeploymentView:
+        """Start a replica of a model; blocks until it answers or has failed."""
+        model = self._models.get(deployment.model)
+        deployment = deployment.model_copy(update={"model": model.reference})
+        self._gate.ask(self._deploying(deployment, user), f"{model.reference} as {deployment.name}")
+        view = self._launch(deployment)
+        if view.state == "failed":
+            raise Unavailable(view.words)
+        self._conductor.record(Deployed(deployment=deployment, user=user), actor=user)
+        return view
+
+    def _launch(self, deployment: Deployment) -> DeploymentView:
+        model = self._models.get(deployment.model)
+        bundle = Bundle.model_validate_json(self._blobs.get(model.code))
+        folder = self._folder / model.code.removeprefix("sha256:")
+        if not laid_out(folder, model.code):
+            write_bundle(bundle, folder)
+        return self._deployer.start(deployment, model, folder, self._blobs.local(model.weights), model.columns)
+
+    def redeploy(self, user: str) -> list[DeploymentView]:
+        """Start what an earlier hub of this home had deployed; blocks until each answers or has failed."""
+        return [self._again(deployment, user) for deployment in self._resting()]
+
+    def _again(self, deployment: Deployment, user: str) -> DeploymentView:
+        try:  # the rules may be others by now
+            self._gate.ask(self._deploying(deployment, user), f"{deployment.model} as {deployment.name}")
+            return self._launch(deployment)
+        except AtollError as error:  # of one deployment: the others start all the same
+            return DeploymentView(
+                name=deployment.name, model=deployment.model, url="", state="failed", words=str(error)
+            )
+
+    def _resting(self) -> list[Deployment]:
+        """Return what is deployed by the journal and was not started in this process."""
+        started = {view.name for view in self._deployer.views()}
+        return [deployment for name, deployment in sorted(self._roster.deployments.items()) if name not in started]
+
+    def _deploying(self, deployment: Deployment, user: str) -> Request:
+        return Request(action="deploy", user=user, roles=ROLES, model=deployment.model)
+
+    def undeploy(self, name: str, user: str) -> None:
+        if all(deployment.name != name for deployment in self._resting()):
+            self._deployer.stop(name)
+        self._conductor.record(Undeployed(name=name, user=user), actor=user)
+
+    def views(self) -> list[DeploymentView]:
+        """Return what was deployed here, and what an earlier hub had deployed and nobody has started again."""
+        words = "ended with its hub; `atoll hub start` starts it again"
+        resting = [
+            DeploymentView(name=deployment.name, model=deployment.model, url="", state="stopped", words=words)
+            for deployment in self._resting()
+        ]
+        return [*self._deployer.views(), *resting]
+
+    def close(self) -> None:
+        """End every replica."""
+        self._deployer.close()
