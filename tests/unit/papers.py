@@ -71,6 +71,16 @@ class Office:
         return private_key(data), x509.load_pem_x509_certificate(data)
 
 
+class Posing:
+    """A registrar whose port shows another identity than its hub's own."""
+
+    def __init__(self, registrar, identity):
+        self._registrar, self.identity = registrar, identity
+
+    def __getattr__(self, name):
+        return getattr(self._registrar, name)
+
+
 @dataclass
 class Paper:
     """A certificate to be signed by anyone, with whatever is to be wrong in it."""

@@ -13,7 +13,7 @@ from atoll.boundary.port import Port
 from atoll.boundary.visit import Visit
 from atoll.errors import Denied, Invalid, LinkLost
 from tests.unit.ends import SECRET, WAIT, Desk, World, frames, refused, source, update
-from tests.unit.papers import Office
+from tests.unit.papers import Office, Posing
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def serve():
 
     def start(registrar=None, identity=None, **where):
         if identity is not None:
-            registrar.identity = identity
+            registrar = Posing(registrar, identity)
         servers.append(Port(Desk(), registrar=registrar, **where))
         return servers[-1]
 

@@ -14,7 +14,7 @@ from atoll.boundary.port import Port
 from atoll.boundary.secure import client_context
 from atoll.errors import Corrupt, Denied, Invalid, LinkLost
 from tests.unit.ends import SECRET, WAIT, Desk, World, answer, frames, progress, refused, source, update
-from tests.unit.papers import SERVER, Office, Paper
+from tests.unit.papers import SERVER, Office, Paper, Posing
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def serve():
 
     def start(registrar=None, identity=None, **where):
         if identity is not None:
-            registrar.identity = identity
+            registrar = Posing(registrar, identity)
         servers.append(Port(Desk(), registrar=registrar, **where))
         return servers[-1]
 

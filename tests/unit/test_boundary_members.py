@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography import x509
 
-from atoll.boundary.certificates import requested
+from atoll.boundary.certificates import HUB_LIFE, requested
 from atoll.boundary.identity import Peer, key_digest, new_key, private_key, request
 from atoll.boundary.keyring import Keyring
 from atoll.errors import Corrupt, Denied, Invalid, LinkLost, NotFound, Unavailable
@@ -20,6 +20,20 @@ def office(tmp_path):
 
 def certificate(data):
     return x509.load_pem_x509_certificate(data)
+
+
+# --- the hub's own
+
+
+def test_the_hub_has_another_certificate_halfway_through_the_life_of_the_last_one(office):
+    first = office.registrar.identity
+    office.ahead = 0.4 * HUB_LIFE.total_seconds()
+    assert office.registrar.identity == first
+    office.ahead = 0.6 * HUB_LIFE.total_seconds()
+    second = office.registrar.identity
+    assert second.ends - first.ends > 0.5 * HUB_LIFE
+    assert (second.peer, second.root) == (first.peer, first.root), "sites know the hub by these"
+    assert office.registrar.identity == second
 
 
 # --- who is certified

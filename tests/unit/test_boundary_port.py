@@ -1,11 +1,14 @@
 """How much of the hub's port anybody may take: time, connections, a share of them; and how it ends."""
 
 import socket
+import ssl
 import threading
 import time
 
 import pytest
+from cryptography import x509
 
+from atoll.boundary.certificates import HUB_LIFE
 from atoll.boundary.channel import Frame
 from atoll.boundary.line import HEAD, WORD
 from atoll.boundary.port import Limits
@@ -242,3 +245,27 @@ def test_a_port_that_closes_while_a_site_talks_sends_and_fetches_leaves_no_threa
     assert until(lambda: threads() == [])
     assert world.desk.taken == []
     world.close()
+
+
+# --- which certificate it shows
+
+
+def shown(world):
+    """Return the hub's certificate as DER, looked at by somebody who believes in any."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", world.server.port), WAIT) as raw, context.wrap_socket(raw) as line:
+        return line.getpeercert(binary_form=True)
+
+
+def test_a_port_that_stays_open_for_long_shows_a_certificate_that_still_holds(tmp_path):
+    world = World("tls", tmp_path)
+    try:
+        first = shown(world)
+        assert shown(world) == first
+        world.office.ahead = 0.6 * HUB_LIFE.total_seconds()
+        again = x509.load_der_x509_certificate(shown(world))
+        assert again.not_valid_after_utc == world.office.registrar.identity.ends
+        assert again.public_key() != x509.load_der_x509_certificate(first).public_key()
+    finally:
+        world.close()

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atoll.console.guard import proof
-from atoll.console.host import find
+from atoll.console.host import allow_files, find
 
 TOKEN = "t" * 43
 
@@ -97,3 +98,15 @@ def test_nobody_at_the_port_is_no_hub(tmp_path: Path):
     assert find(tmp_path / "nowhere") is None
     write(tmp_path, {"pid": 1, "url": f"http://127.0.0.1:{port}"})
     assert find(tmp_path) is None
+
+
+def test_a_hub_may_have_more_open_files_than_a_shell_gives_and_no_more_than_the_system_grants():
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 10, hard))
+        assert allow_files(soft - 5) == soft - 5 == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert allow_files(soft - 8) == soft - 5, "what there is already stays"
+        if hard != resource.RLIM_INFINITY:
+            assert allow_files(hard + 1) == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -36,7 +36,7 @@ SITE_LIFE = timedelta(hours=24)
 # What is certified is dated back by this much, for a party whose clock is behind.
 SKEW = timedelta(hours=1)
 _ROOT_LIFE = timedelta(days=3650)
-_HUB_LIFE = timedelta(days=365)  # made anew, key and all, each time the hub starts
+HUB_LIFE = timedelta(days=365)  # made anew, key and all, when the hub starts and at half of it
 _REQUEST_LIMIT = 4096  # bytes; ours have about 400
 _DNS = re.compile(r"(?=.{1,253}$)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -87,7 +87,7 @@ class Authority:
         key = new_key()
         known = [_name(name) for name in dict.fromkeys((*_LOOPBACK, *names))]
         usage = ExtendedKeyUsageOID.SERVER_AUTH
-        certificate = self._sign(key.public_key(), Peer(self.hub, "hub"), usage, _HUB_LIFE, known)
+        certificate = self._sign(key.public_key(), Peer(self.hub, "hub"), usage, HUB_LIFE, known)
         return Identity(pem_of(key), _pem(certificate), _pem(self._root))
 
     def invite(self, site: str, address: str) -> Ticket:

@@ -6,12 +6,14 @@ A thread serves each connection, and what it says there is in `visit`. How much 
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
 from atoll.boundary.channel import Desk
+from atoll.boundary.identity import Identity
 from atoll.boundary.line import lost
 from atoll.boundary.register import Registrar
 from atoll.boundary.secure import server_context
@@ -49,8 +51,9 @@ class Port:
         if registrar is None and host not in _LOOPBACK:
             raise Invalid(f"host: {host} can be dialled from elsewhere, and this hub has no CA; run: atoll hub init")
         self._desk, self._registrar, self._limits = desk, registrar, limits or Limits()
-        self._context = server_context(registrar.identity) if registrar is not None else None
         self._turn = threading.Lock()
+        self._spoken: tuple[Identity, ssl.SSLContext] | None = None
+        self._context()  # an identity that is none is told now
         self._visits: dict[Visit, threading.Thread] = {}
         self._closing = threading.Event()
         self._sockets = _listening(host, port)
@@ -122,7 +125,7 @@ class Port:
 
     def _serve(self, visit: Visit) -> None:
         try:
-            caller = visit.greet(self._context, self._limits.greeting)
+            caller = visit.greet(self._context(), self._limits.greeting)
             self._check_share(caller)
             visit.converse(caller, self._limits.idle)
         except AtollError as error:
@@ -138,6 +141,16 @@ class Port:
             visit.part()
             with self._turn:
                 del self._visits[visit]
+
+    def _context(self) -> ssl.SSLContext | None:
+        """Return what TLS is spoken with: the hub's certificate of now, which is renewed while the port is open."""
+        if self._registrar is None:
+            return None
+        with self._turn:
+            identity = self._registrar.identity
+            if self._spoken is None or self._spoken[0] != identity:
+                self._spoken = identity, server_context(identity)
+            return self._spoken[1]
 
     def _check_share(self, caller: Caller) -> None:
         """See that one site does not take the place of all others. Not `Denied`: it is to come again."""

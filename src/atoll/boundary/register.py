@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from atoll.boundary.certificates import Authority, Certificate, requested
+from atoll.boundary.certificates import HUB_LIFE, Authority, Certificate, requested
 from atoll.boundary.identity import Identity, Peer, Ticket, key_digest
 from atoll.errors import Denied
 from atoll.spec.document import Digest, Name
@@ -115,7 +115,16 @@ class Registrar:
         self._authority, self._members, self._record, self._clock = authority, members, record, clock
         self._turn = threading.Lock()
         self._latest: dict[Peer, Certificate] = {}
-        self.identity: Identity = authority.identity(names)  # the hub's own, for its port
+        self._names = names
+        self._identity, self._made = authority.identity(names), clock()
+
+    @property
+    def identity(self) -> Identity:
+        """The hub's own, for its port. Halfway through its life there is another, for a hub that runs for years."""
+        with self._turn:
+            if self._clock() > self._made + HUB_LIFE.total_seconds() / 2:
+                self._identity, self._made = self._authority.identity(self._names), self._clock()
+            return self._identity
 
     def invite(self, site: Name, address: str) -> Ticket:
         """Return a join token for whom the hub then journals as invited."""

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import resource
 import secrets
 import socket
 import threading
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 40.0  # how long another process may take from locking a home to answering for it, sites and all
 CLOSE_SECONDS = 5.0
+_FILES = 16384  # open at once: a hub's 2048 connections several times over, and its files
 _LOOPBACK = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
 
 
@@ -128,6 +130,7 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
                 raise
             time.sleep(0.1)
     token = secrets.token_urlsafe(32)
+    allow_files(_FILES)
     try:
         trim_home(home)
         hub = Hub(home, Deployments(home / "hub" / "logs"), site_port, lock)
@@ -155,6 +158,19 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
         close()
         raise
     return Address(server.url, token, embedded=True, close=close)
+
+
+def allow_files(count: int) -> int:
+    """Let this process have so many open files, or as many as the system grants it; return how many it may have.
+
+    Shells give a process about a thousand by default, and a hub has several connections with each of its sites.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft == resource.RLIM_INFINITY or soft >= allowed:
+        return soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
 
 
 def _answers(url: str, token: str) -> bool:

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from atoll.spec.document import Document, Name, near_miss
 
@@ -137,7 +137,11 @@ class Sync(Document):
     merge: Literal["mean", "weighted_mean", "median", "trimmed_mean"] = "weighted_mean"
     trim: float = Field(default=0.1, ge=0, lt=0.5)  # trimmed_mean: the share cut off at each end
     outer: Outer = Outer()
-    wire: Wire = ()
+    wire: Wire = ()  # of an update on its way up
+    down: Wire = ()  # of the hub's step on its way down, which then is the step that is taken everywhere
+    fragments: PositiveInt = 1  # contiguous parts of the model, exchanged in turn, one every `period / fragments` steps
+    delay: NonNegativeInt = 0  # inner steps that a site goes on with while an exchange is under way
+    blend: float = Field(default=0.0, ge=0, lt=1)  # the share of a site's own weights that stay when a part comes in
     proximal: float = Field(default=0.0, ge=0)  # FedProx mu: pulls each site's steps towards the round's start
     keep_optimiser: bool = False  # keep the inner optimiser's state from round to round (DiLoCo does)
 
@@ -155,6 +159,35 @@ class Sync(Document):
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}{near_miss(str(name), list(PRESETS))}")
         return _overlay(PRESETS[name], table)
+
+    @property
+    def stride(self) -> int:
+        """Inner steps of a round: between two exchanges, of whatever part of the model."""
+        return self.period // self.fragments
+
+    def span(self, size: int, version: int) -> tuple[int, int]:
+        """Return which elements of a model of ``size``, from and up to, the round from ``version`` exchanges."""
+        part = version % self.fragments
+        return part * size // self.fragments, (part + 1) * size // self.fragments
+
+    @model_validator(mode="after")
+    def _parts_take_turns(self) -> Self:
+        if self.period % self.fragments:
+            raise ValueError(
+                f"period: {self.period}: must be a multiple of fragments ({self.fragments}), which take turns in it; "
+                f"set period: {self.fragments * (self.period // self.fragments + 1)}"
+            )
+        if self.delay > self.stride:
+            raise ValueError(f"delay: {self.delay}: must be at most the {self.stride} steps between two exchanges")
+        if (self.fragments > 1 or self.delay) and self.wait.kind == "buffer":
+            raise ValueError(
+                "wait: buffer: merges updates of several rounds, which here are of other parts; use quorum"
+            )
+        if (self.fragments > 1 or self.delay) and self.exchange == "gradient":
+            raise ValueError("exchange: gradient: steps outside only, so nothing can go on meanwhile; use delta")
+        if any(step.kind == "clip" for step in self.down):
+            raise ValueError("down: clip bounds a site's update, and this is the hub's step; remove it")
+        return self
 
     @model_validator(mode="after")
     def _gradients_step_outside(self) -> Self:
