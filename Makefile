@@ -60,15 +60,18 @@ install: .venv/.installed
 demo: .venv/.installed
 	@$(BIN)/python examples/hospitals/demo.py
 
+# Two processes, a file's tests in one of them and in their order: whole systems first, so that both end together.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder tests/system tests/scenarios tests/laws tests/unit
+
 test: .venv/.installed
 	$(call check,format,$(BIN)/ruff format --check .)
 	$(call check,lint,$(BIN)/ruff check .)
 	$(call check,imports,$(BIN)/lint-imports)
 	$(call check,types,$(BIN)/pyright)
-	@$(BIN)/pytest -q -m 'not slow'
+	@$(BIN)/pytest -q $(TWO) -m 'not slow'
 
 test-slow: .venv/.installed
-	@HYPOTHESIS_PROFILE=new $(BIN)/pytest -q
+	@HYPOTHESIS_PROFILE=new $(BIN)/pytest -q $(TWO)
 
 BENCH ?= --quick
 bench: .venv/.installed

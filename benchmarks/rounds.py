@@ -47,7 +47,7 @@ PATIENCE = 900.0  # seconds for one measurement
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """K sites, S bytes each way."""
+    """K sites, S bytes each way before ``wire``, which is of both ways."""
 
     size: int
     sites: int
@@ -155,7 +155,9 @@ def run(home: Path, case: Case) -> Found:
 
 
 def job(case: Case) -> TrainJob:
-    sync = {"period": 1, "wire": [{"kind": case.wire}] if case.wire else []}
+    # What is rounded on the way down needs no feedback: every site and the hub go on from what it made.
+    up, down = ([{"kind": case.wire, "feedback": feedback}] if case.wire else [] for feedback in (True, False))
+    sync = {"period": 1, "wire": up, "down": down}
     return parse(
         TrainJob,
         {

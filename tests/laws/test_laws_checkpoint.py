@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from atoll.errors import Unavailable
+from atoll.inner.control import write_control
 from atoll.inner.made import make_model
 from atoll.inner.mesh import Mesh
 from atoll.inner.round import Round
@@ -20,6 +21,7 @@ from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
 from atoll.spec.job import Data, Optimiser
 from atoll.spec.message import TaskName
+from atoll.spec.model import with_control
 from atoll.spec.plan import Layout, Sync
 
 TASK = """\
@@ -75,6 +77,7 @@ KINDS = {
     "sgd": {"kind": "sgd"},
     "sgd with momentum and a proximal term": {"kind": "sgd", "momentum": 0.9, "proximal": 0.1},
     "gradient": {"kind": "sgd", "exchange": "gradient"},
+    "sgd with control variates": {"kind": "sgd", "control": True},
 }
 
 
@@ -104,11 +107,17 @@ def opened(folder):
 class Site:
     """A site's worker in this very process, new for each round: nothing but files outlives it."""
 
-    def __init__(self, folder, home, kind="adam", exchange="delta", state=False, momentum=0.0, proximal=0.0):
+    def __init__(self, folder, home, kind="adam", state=False, momentum=0.0, **sync):
         self.opened, self.home = opened(folder), home
         model = self.model()
         signature = signature_of(model)
-        save_vector(read_vector(model, signature), home / "weights.f32")
+        vector = read_vector(model, signature)
+        if sync.get("control"):
+            rng, sync = np.random.default_rng(5), {**sync, "merge": "mean"}
+            common, own = (0.1 * rng.normal(size=(2, vector.size))).astype(np.float32)
+            signature, vector = with_control(signature), np.concatenate([vector, common])
+            write_control(home / "control.safetensors", own)
+        save_vector(vector, home / "weights.f32")
         self.order = orders.Train(
             seed=3,
             weights=str(home / "weights.f32"),
@@ -118,8 +127,9 @@ class Site:
             steps=STEPS,
             batch=BATCH,
             optimiser=Optimiser(kind=kind, rate=0.01, momentum=momentum),
-            sync=Sync(period=STEPS, exchange=exchange, proximal=proximal),
+            sync=Sync(period=STEPS, **sync),
             state_out=str(home / "state.safetensors"),
+            control_in=str(home / "control.safetensors") if sync.get("control") else None,
             checkpoint=str(home / "checkpoint-1"),
             checkpoint_steps=1,
         )
@@ -144,7 +154,7 @@ class Site:
         taken = [step.number for step in itertools.islice(work.steps(self.batches), left)]
         if until < STEPS:
             return taken, None
-        work.keep_optimiser()
+        work.keep_state()
         return taken, (work.update().tobytes(), work.loss, work.examples)
 
 

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.outer.merge import Sum, Update, merge, stale
@@ -268,13 +268,11 @@ GRID = [(site, offset, length) for site in range(5) for offset, length in ((0, C
 IN_ORDER = summed(GRID)
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.permutations(GRID))
 def test_a_sum_is_bit_equal_under_any_interleaving_of_sites_and_chunks(pieces):
     np.testing.assert_array_equal(summed(pieces), IN_ORDER)
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.permutations(range(5)), st.sampled_from(["mean", "weighted_mean", "median", "trimmed_mean"]))
 def test_a_merge_is_bit_equal_under_any_permutation_of_sites(order, rule):
     updates = [update(Sync(), f"s{i}", SENT[i][:999], WEIGHTS[i], i) for i in range(5)]

@@ -1,7 +1,7 @@
 """The laws of the wire: on a convex task each transform costs less than its stated share of what training gains.
 
-The task is logistic regression over four sites that disagree, by FedAvg through encode, decode and merge. A model of
-600 weights is one chunk and ten blocks of int4.
+The task is logistic regression over four sites that disagree, by FedAvg through encode, decode and the hub's round, and
+back to the sites as the hub gives its weights out. A model of 600 weights is one chunk and ten blocks of int4.
 """
 
 import functools
@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from atoll.outer.merge import Update, merge
+from atoll.outer.advance import Advance
+from atoll.outer.down import follow
+from atoll.outer.merge import Update
+from atoll.outer.optimiser import State
 from atoll.outer.wire import decode, encode, feedback, recalls
-from atoll.spec.plan import Transform
+from atoll.spec.plan import Sync, Transform
 
 WIDTH = 600
 ROWS = 150
@@ -58,11 +61,12 @@ def through(vector, residual, transforms):
 
 
 @functools.cache
-def trained(*transforms, late=False):
-    """Return the weights after all rounds. ``late``: in each round one site by turns comes too late to be counted,
-    and keeps the residual of its newest counted update.
+def trained(*transforms, down=(), late=False):
+    """Return the weights after all rounds, which the sites have bit for bit. ``late``: in each round one site by turns
+    comes too late to be counted, and keeps the residual of its newest counted update.
     """
     weights, residuals = np.zeros(WIDTH, np.float32), [np.zeros(WIDTH, np.float32) for _ in SITES]
+    sync, state = Sync(down=down), State()
     for number in range(ROUNDS):
         updates = []
         for site, (x, y) in enumerate(SITES):
@@ -74,7 +78,12 @@ def trained(*transforms, late=False):
                 residuals[site] = lost
                 arrived = {chunk.offset: decode(chunk, transforms, WIDTH) for chunk in chunks}
                 updates.append(Update(f"s{site}", ROWS, arrived.__getitem__))
-        weights = weights + merge("weighted_mean", WIDTH, updates)
+        made, change = Advance(sync, weights, updates, state), []
+        for _ in made.pieces(1, change.append):
+            pass
+        at_sites, state = follow(weights, *change, down, WIDTH), made.state
+        assert at_sites.tobytes() == made.weights.tobytes()
+        weights = at_sites
     return weights
 
 
@@ -82,10 +91,10 @@ def without_feedback(*transforms):
     return tuple(step.model_copy(update={"feedback": False}) if step.lossy else step for step in transforms)
 
 
-def cost(*transforms, late=False):
+def cost(*transforms, down=(), late=False):
     """Return what the transforms cost, as a share of the loss that training without them gains."""
     start, end = loss(np.zeros(WIDTH, np.float32)), loss(trained(late=late))
-    return (loss(trained(*transforms, late=late)) - end) / (start - end)
+    return (loss(trained(*transforms, down=down, late=late)) - end) / (start - end)
 
 
 def test_training_gains_enough_to_measure_against():
@@ -107,6 +116,30 @@ BOUNDS = {
 def test_a_lossy_wire_with_feedback_costs_less_than_its_bound(transforms):
     assert not np.array_equal(trained(*transforms), trained())
     assert abs(cost(*transforms)) < BOUNDS[transforms]
+
+
+DOWNS = {(BFLOAT16,): 1e-4, (INT8,): 1e-4, (INT4,): 1e-3, (TOPK, INT8): 0.03}
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["down", "both ways"])
+@pytest.mark.parametrize("down", DOWNS, ids=lambda steps: "+".join(step.kind for step in steps))
+def test_a_lossy_way_down_costs_less_than_its_bound_and_less_than_twice_it_both_ways(down, both):
+    up = down if both else ()
+    assert not np.array_equal(trained(*up, down=down), trained(*up))
+    assert abs(cost(*up, down=down)) < DOWNS[down] * (1 + both)
+
+
+def test_without_feedback_a_sparse_way_down_costs_many_times_as_much():
+    assert cost(down=without_feedback(TOPK, INT8)) > 10 * abs(cost(down=(TOPK, INT8)))
+
+
+@pytest.mark.parametrize("down", [(INT8,), (INT4,)], ids=["int8", "int4"])
+def test_rounding_on_the_way_down_needs_no_feedback_for_all_go_on_from_what_it_made(down):
+    assert abs(cost(down=without_feedback(*down))) < DOWNS[down]
+
+
+def test_int8_both_ways_costs_next_to_nothing_also_without_feedback():
+    assert abs(cost(*without_feedback(INT8), down=without_feedback(INT8))) < 2 * BOUNDS[(INT8,)]
 
 
 @pytest.mark.parametrize("before", [(), (INT8,), (TOPK, INT4)], ids=["float32", "int8", "topk+int4"])

@@ -1,29 +1,14 @@
 """Error feedback in a whole run over the memory channel: an agent that ends while it sends costs no bit of a model."""
 
 import threading
-import time
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from atoll.data.catalogue import Catalogue
 from atoll.errors import LinkLost
-from atoll.policy.defaults import SITE_POLICY
-from atoll.runtime import site as sites
-from atoll.runtime.agent import Agent
-from atoll.runtime.hub import Hub
-from atoll.spec.fleet import Site
-from atoll.spec.job import parse_job
-from atoll.spec.message import Reply
-from atoll.spec.model import Bundle
-from tests.undeployed import NothingDeployed
-from tests.unit.places import BATCH, SIZE, STEPS, WAIT, Workers, eventually
+from tests.scenarios.worlds import ROUNDS, World
+from tests.unit.places import STEPS, WAIT
 
-ROUNDS = 6
 NAMES = ("ada", "bob")
-BUNDLE = Bundle(files={"task.py": "class Task: pass"})
 SPARSE = [{"kind": "topk", "share": 0.3}, {"kind": "int8"}]
 FORGETFUL = [{**step, "feedback": False} for step in SPARSE]
 
@@ -53,62 +38,20 @@ class Narrow:
         raise LinkLost("the link broke")
 
 
-class World:
-    """A hub and the sites ada and bob in this process, whose workers go half the way to a point of their site's own."""
-
-    def __init__(self, home):
-        self.home, self.hub = home, Hub(home, NothingDeployed())
-        self.agents, self.threads, self.workers = {}, [], {name: Workers() for name in NAMES}
-        for number, name in enumerate(NAMES):
-            folder = home / "sites" / name
-            sites.create(folder, Site(name=name, owner=name), SITE_POLICY)
-            pq.write_table(pa.table({"age": [float(row) for row in range(50)]}), folder / "rows.parquet")
-            Catalogue(folder).add("rows", folder / "rows.parquet", purposes=("care",))
-            goal = np.random.default_rng(number).normal(size=SIZE).astype(np.float32)
-            self.workers[name].answers["train"] = lambda order, group, goal=goal: half_way(order, goal)
-
-    def start(self, name, desk=None):
-        """Begin a life of a site's agent."""
-        folder = self.home / "sites" / name
-        self.agents[name] = Agent(sites.read(folder), folder, self.workers[name])
-        self.threads.append(threading.Thread(target=self.agents[name].serve_desk, args=(desk or self.hub._desk,)))
-        self.threads[-1].start()
-
-    def submit(self, wire):
-        assert eventually(lambda: len(self.hub.fleet().sites) == len(NAMES))
-        fields = {"kind": "train", "name": "job", "purpose": "care", "steps": ROUNDS * STEPS, "batch": BATCH}
-        fields |= {"task": {"file": "task.py", "name": "Task"}, "data": {"dataset": "rows"}, "layout": {"data": 1}}
-        job = parse_job({**fields, "sync": {"preset": "fedavg", "period": STEPS, "wire": wire}}, "job")
-        return self.hub.submit(job, BUNDLE, "local")
-
-    def weights(self, run):
-        """Return the digest of a run's model once it is there."""
-        until = time.monotonic() + WAIT
-        while (view := self.hub.run(run)).state in ("planning", "running") and time.monotonic() < until:
-            time.sleep(0.01)
-        assert view.state == "finished", (view.state, view.words)
-        return self.hub.model(view.result.model).weights
-
-    def trained(self, name):
-        return [order.done for order in self.workers[name].did("train")]
-
-    def close(self):
-        for agent in self.agents.values():
-            agent.stop()
-        for thread in self.threads:
-            thread.join(WAIT)
-        self.hub.close()
-        assert not any(thread.is_alive() for thread in self.threads)
+def weights(world, run):
+    """Return the digest of a run's model once it is there."""
+    view = world.end(run)
+    assert view.state == "finished", view.words
+    return world.hub.model(view.result.model).weights
 
 
-def half_way(order, goal):
-    ((goal - np.fromfile(order.weights, np.float32)) / 2).tofile(order.output)
-    return Reply(examples=STEPS * BATCH, loss=0.5)
+def trained(world, name):
+    return [order.done for order in world.workers[name].did("train")]
 
 
 @pytest.fixture
 def world(tmp_path):
-    made = World(tmp_path)
+    made = World(tmp_path, NAMES)
     yield made
     made.close()
 
@@ -116,10 +59,10 @@ def world(tmp_path):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The models of runs that nothing happens to: with feedback, and without."""
-    made = World(tmp_path_factory.mktemp("undisturbed"))
+    made = World(tmp_path_factory.mktemp("undisturbed"), NAMES)
     for name in NAMES:
         made.start(name)
-    found = [made.weights(made.submit(wire)) for wire in (SPARSE, FORGETFUL)]
+    found = [weights(made, made.submit(wire=wire)) for wire in (SPARSE, FORGETFUL)]
     made.close()
     return found
 
@@ -134,10 +77,10 @@ def test_an_agent_that_ends_between_encoding_and_receipt_changes_no_bit_of_the_m
     desk = Narrow(world.hub._desk, 3, taken)
     world.start("ada")
     world.start("bob", desk)
-    run = world.submit(SPARSE)
+    run = world.submit(wire=SPARSE)
     assert desk.reached.wait(WAIT)
     world.agents["bob"].stop()
     world.threads[-1].join(WAIT)
     world.start("bob")
-    assert world.weights(run) == undisturbed[0]
-    assert world.trained("bob") == world.trained("ada") == [STEPS * number for number in range(ROUNDS)]
+    assert weights(world, run) == undisturbed[0]
+    assert trained(world, "bob") == trained(world, "ada") == [STEPS * number for number in range(ROUNDS)]

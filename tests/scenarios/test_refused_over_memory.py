@@ -139,7 +139,7 @@ def test_under_all_a_site_that_mends_itself_is_asked_again_and_changes_no_bit_of
     rejected = world.journalled("run.rejected", run)
     assert [(event.site, event.late) for event in rejected] == [("bob", False)] * 2
     assert rejected[0].words.startswith(WORDS[fault])
-    assert len(world.workers["bob"].did("train")) - trained == ROUNDS  # what was computed is sent again
+    assert len(world.workers["bob"].did("train")) - trained == ROUNDS + 2  # what was refused is trained again
 
 
 @faults

@@ -21,12 +21,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from atoll.boundary.port import Port
 from atoll.data.catalogue import Catalogue
 from atoll.errors import AtollError
 from atoll.journal import Entry, Journal
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime.site import create
 from atoll.spec.fleet import Site
+from tests.unit.ends import Desk, World, lines
+from tests.unit.papers import Posing
 
 TASK = '''\
 """Logistic regression on two columns; it can be told to be slow, to stand still and to break."""
@@ -313,3 +316,44 @@ def home(make_home, tmp_path) -> Iterator[Home]:
 def _eventually() -> Callable[..., bool]:
     """Return a function that waits until something holds."""
     return eventually
+
+
+# --- both ends of the boundary in this one process, over real sockets
+
+
+@pytest.fixture(params=["plain", "tls"])
+def socket_world(request, tmp_path):
+    made = World(request.param, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tls(tmp_path):
+    made = World("tls", tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["plain", "tls"])
+def pair(request, tmp_path):
+    ends = lines(request.param, tmp_path)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+@pytest.fixture
+def serve():
+    """Serve with an identity of the test's choice, as a hub that errs or a stranger would."""
+    servers = []
+
+    def start(registrar=None, identity=None, **where):
+        if identity is not None:
+            registrar = Posing(registrar, identity)
+        servers.append(Port(Desk(), registrar=registrar, **where))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

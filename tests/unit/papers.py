@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from atoll.boundary.certificates import SITE_LIFE, Authority
 from atoll.boundary.identity import Identity, Peer, hub_of, key_digest, new_key, pem_of, private_key
 from atoll.boundary.keyring import Keyring
-from atoll.boundary.register import Members, Registrar
+from atoll.boundary.register import Asked, Members, Registrar
 from atoll.errors import Unavailable
 
 PEM = serialization.Encoding.PEM
@@ -54,7 +54,7 @@ class Office:
 
     def exchange(self, identity, request):
         """Certify without a socket between: the identity is taken at its word."""
-        return self.registrar.certify(identity.peer, request)
+        return self.registrar.certify(identity.peer, Asked(request))
 
     def member(self, site="lyon"):
         """Return the keyring of a site that has joined."""

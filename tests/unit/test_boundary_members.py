@@ -9,6 +9,7 @@ from cryptography import x509
 from atoll.boundary.certificates import HUB_LIFE, requested
 from atoll.boundary.identity import Peer, key_digest, new_key, private_key, request
 from atoll.boundary.keyring import Keyring
+from atoll.boundary.register import Asked
 from atoll.errors import Corrupt, Denied, Invalid, LinkLost, NotFound, Unavailable
 from tests.unit.papers import HOUR, Office, Paper
 
@@ -85,7 +86,7 @@ def test_a_revoked_site_is_out_for_good_with_this_key(office):
     office.members.revoked("lyon")
     for call in (
         lambda: office.registrar.admit(peer),
-        lambda: office.registrar.certify(peer, request(key)),
+        lambda: office.registrar.certify(peer, Asked(request(key))),
         lambda: enrol(office, ticket, key),
         lambda: enrol(office, office.invite(), key),
     ):
@@ -113,7 +114,7 @@ def test_a_join_token_opens_nothing_but_enrolment_and_a_member_renews_its_own_ke
     with pytest.raises(Denied, match="a membership is one key"):
         office.exchange(keyring.identity, request(new_key()))
     hub = Peer(office.authority.hub, "hub")
-    for call in (lambda: office.registrar.admit(hub), lambda: office.registrar.certify(hub, request(new_key()))):
+    for call in (lambda: office.registrar.admit(hub), lambda: office.registrar.certify(hub, Asked(request(new_key())))):
         with pytest.raises(Denied):
             call()
 

@@ -65,6 +65,15 @@ def test_a_plan_shows_prices_the_choice_and_who_removed_the_rest():
     assert "- the cheapest that is allowed\n" in text
 
 
+def test_a_plan_shows_how_updates_go_up_and_weights_down():
+    wire = [{"kind": "topk", "share": 0.1}, {"kind": "int8"}]
+    coded = Sync.model_validate({"period": 10, "wire": wire, "down": [{"kind": "int8"}]})
+    assert "delta exchanged, up as topk + int8, down as int8\n" in printed(
+        show.plan(PLAN.model_copy(update={"sync": coded}))
+    )
+    assert "delta exchanged\n" in printed(show.plan(PLAN))
+
+
 def test_progress_shows_round_loss_bytes_and_each_site():
     sites = {"zurich": SiteProgress(connected=True, state="training", step=3, steps=10), "basel": SiteProgress()}
     now = view(work="train", round=4, rounds=20, loss=0.51, losses=(0.7, 0.51), sites=sites, bytes_up=2000)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.data.batches import batch, order, split
@@ -15,7 +15,6 @@ rows = st.integers(1, 60)
 seeds = st.integers(0, 2**40)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 200), st.floats(0, 1, exclude_max=True), seeds)
 def test_split_covers_all_rows_once_and_leaves_some_on_each_side(count, holdout, seed):
     train, heldout = split(count, holdout, seed)
@@ -48,7 +47,6 @@ def test_epochs_have_orders_of_their_own_that_none_can_write_to():
         order(3, 0, 50)[0] = 1
 
 
-@settings(deadline=None)
 @given(rows, st.integers(1, 90), seeds)
 def test_each_example_comes_once_per_epoch_even_when_the_size_does_not_divide_the_rows(count, size, seed):
     batches = -(-3 * count // size)
@@ -57,7 +55,6 @@ def test_each_example_comes_once_per_epoch_even_when_the_size_does_not_divide_th
         assert sorted(taken[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
-@settings(deadline=None)
 @given(rows, st.integers(1, 90), seeds, st.integers(0, 500), st.integers(1, 7))
 def test_ranks_together_take_the_batch_of_one_rank_in_near_equal_shares(count, size, seed, position, ranks):
     shares = [batch(seed, count, position, size, rank, ranks) for rank in range(ranks)]
@@ -65,7 +62,6 @@ def test_ranks_together_take_the_batch_of_one_rank_in_near_equal_shares(count, s
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@settings(deadline=None)
 @given(rows, seeds, st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), min_size=1, max_size=6))
 def test_a_run_resumed_with_other_ranks_and_sizes_sees_the_same_stream(count, seed, legs):
     position, seen = 0, []

@@ -5,7 +5,7 @@ import decimal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.data.statistics import column_sums, pool
@@ -16,7 +16,6 @@ from atoll.spec.model import Moments
 values = st.lists(st.none() | st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=30)
 
 
-@settings(deadline=None)
 @given(st.lists(values, min_size=1, max_size=4))
 def test_pooled_moments_equal_the_moments_of_all_rows(sites):
     tables = [pa.table({"x": pa.array(site, pa.float64())}) for site in sites]

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -96,7 +96,6 @@ FLOATS = st.floats(-(2.0**20), 2.0**20, width=32)
 PIECE = st.tuples(arrays(np.float32, 7, elements=FLOATS), st.floats(0, 1e4))
 
 
-@settings(max_examples=40)
 @given(st.lists(PIECE, max_size=12), st.randoms(use_true_random=False))
 def test_the_order_in_which_pieces_come_changes_no_bit(pieces, random):
     mixed, plain = Sum(7), Sum(7)

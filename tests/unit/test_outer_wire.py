@@ -68,6 +68,15 @@ def test_zstd_changes_no_value(before, level):
     np.testing.assert_array_equal(there_and_back(vector, packed), there_and_back(vector, before))
 
 
+@pytest.mark.parametrize("wire", [(), INT8, TOPK])
+def test_what_was_looked_through_already_is_encoded_the_same(wire):
+    vector = noise(CHUNK + 4097)
+    kept = [(chunk.offset, bytes(chunk.data), bytes(chunk.scales)) for chunk in encode(vector, wire)]
+    assert kept == [
+        (chunk.offset, bytes(chunk.data), bytes(chunk.scales)) for chunk in encode(vector, wire, finite=True)
+    ]
+
+
 def test_zstd_makes_what_repeats_small():
     vector = np.zeros(CHUNK, np.float32)
     vector[::64] = 1

@@ -108,14 +108,18 @@ def test_an_empty_update_has_no_chunks():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_sum_that_is_not_finite_is_refused_before_the_first_chunk(bad):
+def test_a_sum_that_is_not_finite_is_refused_before_its_chunk(bad):
     residual = noise(1)
     residual[CHUNK + 4] = bad
+    chunks = feedback(noise(2), residual, (INT8,))
+    assert next(chunks)[0].offset == 0
     with pytest.raises(TaskFailed, match=f"at element {CHUNK + 4}: the update is not finite"):
-        feedback(noise(2), residual, (INT8,))
+        next(chunks)
+    with pytest.raises(TaskFailed, match=f"at element {CHUNK + 4}: the update is not finite"):
+        feedback(noise(2), residual, (CLIP, INT8))
     huge = np.full(SIZE, 3e38, np.float32)
     with pytest.raises(TaskFailed, match="inf at element 0"):
-        feedback(huge, huge, (INT8,))
+        next(feedback(huge, huge, (INT8,)))
 
 
 def test_a_residual_of_another_model_is_refused():

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -63,14 +63,12 @@ def test_a_format_holds_its_stated_error_at_the_ends_of_blocks(name, size):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=40)
 @given(values=arrays(np.float32, st.integers(1, 140), elements=FLOATS))
 def test_a_format_holds_its_stated_error_for_any_finite_floats(name, values):
     assert holds(name, values)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=40)
 @given(values=arrays(np.float32, st.integers(1, 140), elements=NORMAL))
 def test_a_format_holds_its_stated_error_for_ordinary_floats(name, values):
     assert holds(name, values)
@@ -123,7 +121,6 @@ def test_what_no_format_writes_is_refused(name, data, scales, count, words):
 # --- top-k --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50)
 @given(arrays(np.float32, st.integers(1, 300), elements=FLOATS), st.integers(1, 300))
 def test_the_largest_are_kept_and_of_equal_ones_the_first(values, count):
     count = min(count, values.size)
@@ -146,7 +143,6 @@ def test_the_share_is_rounded_up(share, length, count):
     assert sparse.kept(share, length) == count
 
 
-@settings(max_examples=50)
 @given(st.integers(1, 40_000), st.sets(st.integers(0, 39_999), min_size=1, max_size=50))
 def test_places_come_back(length, chosen):
     places = np.array(sorted({place % length for place in chosen}))

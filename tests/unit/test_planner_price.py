@@ -44,6 +44,22 @@ def test_the_price_is_the_stated_formula():
     assert cost.bytes == 10 * 2 * 8_000_000 + 4_000_000
 
 
+def test_fragments_are_more_rounds_of_less_and_a_delay_hides_what_it_takes_of_a_transfer():
+    def cost(**fields: Any) -> Any:
+        return model.price(JOB, sync(keep_optimiser=True, **fields), [PLACE, PLACE])
+
+    parts = cost(fragments=2)
+    size = model.round_bytes(1_000_000, sync(keep_optimiser=True, fragments=2))
+    link = 3 * 0.02 + size / 1e7
+    assert model.wire_bytes(500_000, sync()) < size < model.round_bytes(1_000_000, sync())
+    assert parts.transfer_seconds == pytest.approx(20 * (link + model.ROUND_SECONDS))
+    hidden = cost(fragments=2, delay=2)
+    assert hidden.transfer_seconds == pytest.approx(20 * (link - 2 * 0.1 + model.ROUND_SECONDS))
+    assert hidden.bytes == parts.bytes
+    far = cost(delay=9).transfer_seconds
+    assert far == pytest.approx(10 * model.ROUND_SECONDS), "a transfer takes no less than nothing"
+
+
 def test_the_slowest_site_and_the_slowest_link_set_the_pace():
     slow = replace(PLACE, profile=Profile(parameters=1_000_000, step_seconds=0.3))
     far = replace(PLACE, link=Link(site="oslo", bandwidth=1e6, latency=0.02))
@@ -63,6 +79,25 @@ def test_int8_cuts_an_update_about_four_times():
     assert plain / packed == pytest.approx(4, rel=0.01)
     assert model.wire_bytes(1025, sync(wire=[{"kind": "int8"}])) == 1025 + 2 * 4
     assert model.price(JOB, sync(wire=[{"kind": "int8"}]), [PLACE]).bytes < model.price(JOB, sync(), [PLACE]).bytes
+
+
+PARTS: dict[str, Any] = {"period": 10, "fragments": 5, "keep_optimiser": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 4_000_000),
+        ({"down": [{"kind": "int8"}]}, 1_000_000 + 4 * 977),
+        (PARTS, 800_000),
+        ({**PARTS, "down": [{"kind": "int8"}]}, 200_000 + 4 * 196),
+        ({"down": [{"kind": "int8"}], "wait": {"kind": "buffer", "count": 2}}, 4_000_000),
+    ],
+)
+def test_weights_go_down_whole_or_as_what_has_changed(fields: dict[str, Any], expected: int):
+    point = sync(**fields)
+    assert model.down_bytes(1_000_000, point) == expected
+    assert model.round_bytes(1_000_000, point) == expected + 4_000_000 // point.fragments
 
 
 def test_clipping_does_not_shrink_an_update():

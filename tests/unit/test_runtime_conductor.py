@@ -39,7 +39,7 @@ class House:
         self.free = threading.Event()
         self.free.set()
         self.held = threading.Event()
-        self.conductor = Conductor(self.journal, self.perform, self.seen.append)
+        self.conductor = Conductor(self.journal, self.perform, self.seen.append, retry=0.05)
         self.conductor.start()
 
     def perform(self, state, command):

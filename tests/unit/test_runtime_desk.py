@@ -308,6 +308,31 @@ def test_code_goes_to_those_who_were_given_work_with_it(house):
             house.desk.give(site, fetch("run", "code", digest))
 
 
+def test_code_of_a_run_that_is_planned_anew_is_asked_for_again_by_the_probe_of_the_new_hub(house):
+    code = house.blobs.put(b"code of planning")
+    house.conductor.record(Submitted(run="planning", user="ada", job=JOB, code=code))
+    with pytest.raises(LinkLost, match="run planning is being planned"):
+        house.desk.give("bob", fetch("planning", "code", code))
+
+
+def test_who_is_quicker_than_its_own_hello_to_a_hub_that_began_anew_tries_again(house, tmp_path):
+    digest = house.run()
+    house.close()
+    again = House(tmp_path)
+    again.conductor.record(Restarted(run="run"))
+    again.desk.opened("bob", [].append)
+    parcel = again.parcel("run", "bob")
+    with pytest.raises(LinkLost, match="has not said yet what it is"):
+        again.desk.give("bob", fetch("run", "weights", digest))
+    with pytest.raises(LinkLost, match="has not said yet what it is"):
+        again.bring("bob", parcel)
+    assert again.happened("run.rejected", "run.broken") == []
+    again.connect("bob")
+    again.bring("bob", parcel)
+    assert [event.answer.site for event in again.happened("run.answered")] == ["ada", "bob"]
+    again.close()
+
+
 def test_a_probe_opens_its_own_code_only_and_only_while_it_lasts(house):
     code, other = house.blobs.put(b"probed"), house.blobs.put(b"other")
     house.desk.questions.expect_probe("plan-1", "mallory", code)

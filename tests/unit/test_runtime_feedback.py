@@ -232,8 +232,8 @@ def same(found, expected):
 
 def test_a_stream_begins_where_it_is_asked_to(long):
     folder, a = long
-    sent, residual = encode_with_feedback(folder, a)
-    kept = Kept(a.weights, sent, 12, 0.5, 1.0, residual_crc=residual)
+    residual = encode_with_feedback(folder, a)
+    kept = Kept(a.weights, 12, 0.5, 1.0, residual_crc=residual)
     chunks = [chunk for chunk, _ in feedback(update(2, LONG), np.zeros(LONG, np.float32), WIRE)]
     source, size = outgoing_kept(folder, a, kept)
     assert size == sum(len(chunk.data) + len(chunk.scales) for chunk in chunks)
@@ -248,6 +248,6 @@ def test_encoding_again_gives_the_same_files(long):
     first = encode_with_feedback(folder, a), folder.wire(2).read_bytes(), folder.residual(2).read_bytes()
     again = encode_with_feedback(folder, a), folder.wire(2).read_bytes(), folder.residual(2).read_bytes()
     assert first == again
-    folder.keep(2, Kept(a.weights, first[0][0], 12, 0.5, 1.0, residual_crc=first[0][1]))
+    folder.keep(2, Kept(a.weights, 12, 0.5, 1.0, residual_crc=first[0]))
     assert RunFolder(folder.path).kept(2) == folder.kept(2) is not None
     assert len(list(frames(folder.wire(2)))) == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atoll.errors import Corrupt, Invalid
-from atoll.runtime.disk import appearing, file_crc, mapped
+from atoll.runtime.disk import BOOT, appearing, file_crc, mapped
 from atoll.runtime.kept import Kept, RunFolder, kept_runs
 
 
@@ -35,7 +35,6 @@ def kept(folder, position, state=False, residual=False):
         vector(position).tofile(folder.residual(position))
     made = Kept(
         "sha256:w",
-        file_crc(sent),
         32,
         0.5,
         1.25,
@@ -87,16 +86,38 @@ def test_an_epoch_that_is_no_number_is_told(tmp_path):
 # --- updates
 
 
-def test_a_kept_update_is_found_by_the_next_agent_only_if_it_is_whole(tmp_path):
+def test_a_kept_update_is_found_by_the_next_agent_for_as_long_as_the_machine_runs(tmp_path):
     folder = opened(tmp_path)
     made = kept(folder, 4)
     assert reopened(folder).kept(4) == folder.kept(4) == made
     assert np.array_equal(mapped(folder.update(4)), vector())
     assert folder.kept(5) is None
-    vector(7).tofile(folder.update(4))
-    assert reopened(folder).kept(4) is None
+    mark = folder.path / "update-4.json"
+    text = mark.read_text()
+    mark.write_text(text.replace(BOOT, "another start of the machine"))
+    assert folder.kept(4) is reopened(folder).kept(4) is None
+    mark.write_text(text)
+    assert folder.kept(4) == made
     folder.update(4).unlink()
     assert folder.kept(4) is None
+
+
+def test_each_update_has_a_name_of_its_own_also_when_its_round_is_done_again(tmp_path):
+    folder = opened(tmp_path)
+    tokens = {kept(folder, position).token for position in (4, 4, 5)}
+    assert len(tokens) == 3
+    assert reopened(folder).kept(4).token in tokens
+
+
+def test_an_update_in_doubt_is_made_again_and_what_lies_beside_it_is_looked_through(tmp_path):
+    folder = opened(tmp_path)
+    for position in (3, 4):
+        kept(folder, position, state=True)
+    folder.state(3).write_bytes(b"changed")
+    folder.doubt(4)
+    assert folder.kept(4) is None
+    with pytest.raises(Corrupt, match="after stage 3"):
+        folder.last_state(4)
 
 
 def test_a_round_that_begins_anew_has_no_mark_of_an_earlier_try(tmp_path):
@@ -197,7 +218,7 @@ def test_only_residuals_that_may_still_be_counted_stay(tmp_path, base, later, le
     folder = opened(tmp_path)
     for position in (2, 3, 5, 6):
         kept(folder, position, residual=True)
-    folder.drop_residuals(base, later)
+    folder.drop_uncounted(base, later)
     assert names(folder.path) == sorted(
         [f"residual-{number}.f32" for number in left]
         + [f"update-{number}.{kind}" for number in (2, 3, 5, 6) for kind in ("json", "wire")]
@@ -208,7 +229,7 @@ def test_settling_keeps_the_marks_of_residuals_that_a_later_round_may_begin_from
     folder = opened(tmp_path)
     for position in (2, 3, 7):
         kept(folder, position, residual=True)
-    folder.drop_residuals(2, later=False)
+    folder.drop_uncounted(2, later=False)
     kept(folder, 7, residual=True)
     folder.settle(7)
     assert names(folder.path) == [
@@ -257,13 +278,13 @@ def test_only_the_newest_weights_are_kept_and_only_those_fetched_here_count(tmp_
     folder = opened(tmp_path)
     one, two = "sha256:" + 64 * "1", "sha256:" + 64 * "2"
     for digest, seed in ((one, 1), (two, 2)):
-        with folder.new_weights(digest) as file:
+        with folder.new_weights(digest, 32) as file:
             file.write(vector(seed=seed).data)
-    with pytest.raises(ZeroDivisionError), folder.new_weights(one):
+    with pytest.raises(ZeroDivisionError), folder.new_weights(one, 32):
         raise ZeroDivisionError
     assert names(folder.path) == [folder.weights(two).name]
-    assert (folder.has_weights(two), folder.has_weights(one)) == (True, False)
-    assert not RunFolder(tmp_path / "run").has_weights(two)
+    assert folder.fetched == two
+    assert RunFolder(tmp_path / "run").fetched is None
     assert np.array_equal(np.fromfile(folder.weights(two), np.float32), vector(seed=2))
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.runtime.machine import Alarm, AssignTo, Merge, Publish, begin, step
@@ -243,7 +243,6 @@ def check(world):
     assert again == world.state, "folding the journal again gives another state"
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
 @given(count=st.integers(2, 5), wait=WAITS, walk=WALKS)
 def test_no_order_of_events_wedges_a_run_or_counts_anything_twice(count, wait, walk):
     world = World(tuple("abcde"[:count]), wait)
@@ -254,7 +253,6 @@ def test_no_order_of_events_wedges_a_run_or_counts_anything_twice(count, wait, w
     check(world)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
 @given(count=st.integers(2, 5), wait=WAITS, walk=WALKS, at=st.integers(0, 60), who=st.integers(0, 4))
 def test_with_refusals_every_run_still_ends_and_says_who_refused(count, wait, walk, at, who):
     world = World(tuple("abcde"[:count]), wait)
@@ -266,7 +264,6 @@ def test_with_refusals_every_run_still_ends_and_says_who_refused(count, wait, wa
     check(world)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(count=st.integers(1, 5), wait=WAITS, walk=ROUGH)
 def test_any_order_of_events_ends_the_run_or_leaves_an_alarm_pending(count, wait, walk):
     world = World(tuple("abcde"[:count]), wait)
@@ -279,7 +276,6 @@ def test_any_order_of_events_ends_the_run_or_leaves_an_alarm_pending(count, wait
     check(world)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
 @given(wait=WAITS.filter(lambda wait: wait["kind"] != "all"), lost=st.integers(0, 4), walk=WALKS)
 def test_a_run_that_may_go_on_without_a_site_never_needs_one_that_is_lost_for_good(wait, lost, walk):
     world = World(tuple("abcde"), wait)
@@ -305,7 +301,6 @@ def test_a_run_that_may_go_on_without_a_site_never_needs_one_that_is_lost_for_go
     check(world)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
 @given(count=st.integers(1, 5), wait=WAITS, walk=WALKS, who=st.integers(0, 4), at=st.integers(0, 60))
 def test_a_site_that_brings_nothing_good_ends_a_run_of_all_in_words_and_no_other(count, wait, walk, who, at):
     world = World(tuple("abcde"[:count]), wait)

@@ -16,9 +16,10 @@ from atoll.runtime.hub import Hub
 from atoll.spec.document import sha256
 from atoll.spec.event import Answer, Answered, Merged, Planned, Result, Submitted
 from atoll.spec.fleet import Dataset, Fleet, Site
-from atoll.spec.message import Assign, Hello, Refusal
+from atoll.spec.message import Ask, Assign, Decisions, Hello, Refusal
 from atoll.spec.model import TensorSpec
 from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.policy import Decision
 from tests.undeployed import NothingDeployed
 from tests.unit.runs import train_job
 
@@ -98,11 +99,11 @@ def left(tmp_path):
         made.hub.close()
 
 
-def sent_of(kind, sent):
+def sent_of(kind, sent, count=1):
     late = time.monotonic() + 20
     while time.monotonic() < late:
         found = [message for message in sent if isinstance(message, kind)]
-        if found:
+        if len(found) >= count:
             return found
         time.sleep(0.005)
     raise AssertionError(f"no {kind.__name__} among {sent}")
@@ -231,6 +232,30 @@ def test_a_rule_about_other_models_lets_this_one_out(left):
     left.policy(HUB_POLICY + FREEZE % ' when { resource.name == "other" }')
     left.leave(("ada",), ("ada", "bob")).resume()
     assert left.ended().state == "finished"
+
+
+# --- the plan
+
+
+def test_a_plan_waits_for_the_sites_that_were_there_when_its_job_was_submitted(left):
+    with Journal(left.home / "hub" / "journal.db", "hub") as journal:
+        submitted = Submitted(run="run", user="ana", job=JOB, code=sha256(b"code"), holders=("ada", "bob"))
+        journal.append(submitted, actor="ana")
+    Blobs(left.home / "hub" / "blobs").put(b"code")
+    left.resume()
+    ada = left.connect("ada", rows())
+    time.sleep(0.1)  # nothing tells that nothing is asked; in a hub that does not wait it is asked within this time
+    assert not [message for message in ada if isinstance(message, Ask)]
+    bob = left.connect("bob", rows())
+    for number in (1, 2):  # a site that leaves in the middle is waited for, and all are asked again
+        asked = sent_of(Ask, ada, number)[-1]
+        allowed = tuple(Decision(allowed=True, party="ada") for _ in asked.requests)
+        left.hub._desk.heard("ada", Decisions(number=asked.number, decisions=allowed))
+        sent_of(Ask, bob)
+        left.hub._desk.closed("bob", bob.append, "the link broke")
+        bob = left.connect("bob", rows())
+    assert left.hub.run("run").state == "planning"
+    left.hub.cancel("run", "ana")
 
 
 # --- under a quorum

@@ -7,6 +7,7 @@ from atoll.journal import Journal
 from atoll.runtime.machine import AssignTo
 from atoll.runtime.membership import Membership
 from atoll.runtime.roster import Roster
+from atoll.runtime.tree import Tree
 from atoll.spec.document import sha256
 from atoll.spec.fleet import Site
 from atoll.spec.message import Hello, Release, Welcome
@@ -69,14 +70,14 @@ def office(tmp_path):
 class Office:
     def __init__(self, home):
         self.home, self.journal = home, Journal(home / "journal.db", "hub")
-        self.membership = Membership(home, self.record)
+        self.membership = Membership(home, self.record, Tree())
 
     def record(self, *events, actor="hub"):
         for entry in self.journal.append(*events, actor=actor):
             self.membership.seen(entry)
 
     def again(self):
-        found = Membership(self.home, self.record)
+        found = Membership(self.home, self.record, Tree())
         for entry in self.journal.entries():
             found.seen(entry)
         return found

@@ -212,8 +212,9 @@ def test_only_what_is_spent_is_dropped_whatever_dots_and_dashes_a_site_is_called
     assert sorted(asked) == sorted([*whole, (3, "saint-denis.north"), (4, "saint-denis")])
     left = names(tmp_path)
     assert [name for name in left if not name.startswith("4-saint-denis.")] == [
-        *("1-lyon.update", "11-a.update.update", "12-b.part.update", "2-lyon.update", "readme.txt")
+        *("1-lyon.update", "1-saint-denis.north.update.spare"),
+        *("11-a.update.update", "12-b.part.update", "2-lyon.update", "readme.txt"),
     ]
-    assert len(left) == 6
+    assert len(left) == 7
     take(spool, again := Sender(), (3, "saint-denis.north"))
     assert again.asked == [0]

@@ -49,7 +49,8 @@ WRITTEN_BY_PEOPLE = [TrainJob, EvaluateJob, PredictJob, QueryJob, Fleet, Site, P
 AGREEING: dict[str, dict[str, Any]] = {
     "Wait": {"kind": "quorum", "count": 2},
     "Transform": {"kind": "clip", "share": None, "level": None},
-    "Sync": {"preset": None, "exchange": "delta", "down": []},
+    "Sync": {"preset": None, "exchange": "delta", "blend": 0.0, "control": False, "seconds": None}
+    | {"keep_local": [], "down": []},
 }
 
 

@@ -33,6 +33,8 @@ def test_the_named_algorithms_are_where_their_papers_put_them() -> None:
     fedavg = parse(Sync, "fedavg", "sync")
     assert (fedavg.merge, fedavg.outer, fedavg.wait) == ("weighted_mean", Outer(), Wait())
     assert parse(Sync, "data_parallel", "sync").exchange == "gradient"
+    scaffold = parse(Sync, "scaffold", "sync")
+    assert (scaffold.control, scaffold.merge, scaffold.outer) == (True, "mean", Outer())
     assert parse(Sync, "fedbuff", "sync").wait.kind == "buffer"
     assert parse(Sync, "fedprox", "sync").proximal > 0
     assert {parse(Sync, name, "sync").outer.kind for name in ("fedadam", "fedyogi")} == {"adam", "yogi"}
@@ -61,6 +63,25 @@ def test_reading_a_preset_leaves_the_presets_as_they_were() -> None:
         ({"wire": [{"kind": "clip"}]}, "clip needs a bound; set value: 1.0"),
         ({"wire": [{"kind": "int8", "value": 1.0}]}, "int8 takes no value; remove it"),
         ({"preset": "fedprox", "exchange": "gradient"}, "use exchange: delta"),
+        ({"preset": "scaffold", "exchange": "gradient"}, "control bends local steps"),
+        ({"preset": "scaffold", "wait": {"kind": "buffer", "count": 2}}, "and a buffer may not; use quorum"),
+        ({"preset": "scaffold", "fragments": 2, "keep_optimiser": True}, "control belongs to the weights of a whole"),
+        ({"preset": "scaffold", "merge": "median"}, "where merge: median has another; use merge: mean"),
+        ({"control": True}, "where merge: weighted_mean has another; use merge: mean"),
+        ({"preset": "scaffold", "wire": [{"kind": "clip", "value": 1.0}]}, "remove it from the wire"),
+        ({"preset": "scaffold", "wire": [{"kind": "int8", "feedback": False}]}, "remove feedback: false"),
+        ({"keep_local": ["head*"], "exchange": "gradient"}, "steps outside only, and so never what stays; use delta"),
+        ({"keep_local": ["h*"], "period": 4, "fragments": 2, "keep_optimiser": True}, "goes with whole rounds only"),
+        ({"keep_local": ["a/../b"]}, "sync: keep_local.0: 'a/../b': String should match pattern"),
+        ({"seconds": 600}, "seconds: 600: a round fails after wait.patience (600); raise that one"),
+        ({"seconds": 9, "period": 4, "fragments": 2, "keep_optimiser": True}, "seconds: fragments take turns by steps"),
+        ({"seconds": 0}, "sync: seconds: 0: Input should be greater than 0"),
+        ({"preset": "streaming_diloco", "fragments": 5}, "must be a multiple of fragments (5), which take turns in it"),
+        ({"preset": "streaming_diloco", "delay": 12}, "delay: 12: must be below the 12 steps between two exchanges"),
+        ({"period": 4, "blend": 0.5}, "set keep_optimiser: true"),
+        ({"preset": "streaming_diloco", "proximal": 0.1}, "pulls to the round's start, which is not there yet"),
+        ({"preset": "streaming_diloco", "wait": {"kind": "buffer", "count": 2}}, "which here are of other parts"),
+        ({"preset": "streaming_diloco", "exchange": "gradient"}, "steps outside only, so nothing can go on meanwhile"),
         ({"trim": 0.5}, "sync: trim: 0.5: Input should be less than 0.5"),
         ({"period": 0}, "sync: period: 0: Input should be greater than 0"),
         (3, "sync: (document): 3: "),
@@ -70,6 +91,17 @@ def test_a_point_that_means_nothing_is_refused_with_its_mend(data: Any, words: s
     with pytest.raises(Invalid) as caught:
         parse(Sync, data, "sync")
     assert words in str(caught.value)
+
+
+def test_fragments_take_turns_and_together_are_the_model() -> None:
+    sync = parse(Sync, "streaming_diloco", "sync")
+    assert (sync.stride, sync.streaming) == (12, True)
+    for size in (4, 10, 1_000_003):
+        spans = [sync.span(size, version) for version in range(8)]
+        assert spans[:4] == spans[4:]
+        assert [first for first, _ in spans[:4]] == [0, *(last for _, last in spans[:3])]
+        assert spans[3][1] == size
+        assert all(last > first for first, last in spans)
 
 
 def test_a_layouts_ranks_are_the_product_of_its_degrees() -> None:

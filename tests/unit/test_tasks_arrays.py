@@ -183,7 +183,7 @@ def test_a_round_done_again_draws_the_same(tmp_path):
 
 def test_the_state_that_is_kept_for_the_next_round_is_empty(tmp_path):
     work, _ = train(Given(three, step_by(1)), tmp_path, state_out=str(tmp_path / "state.safetensors"))
-    work.keep_optimiser()
+    work.keep_state()
     assert read_tensors(tmp_path / "state.safetensors") == ({}, {})
 
 

@@ -8,7 +8,7 @@ from atoll.spec.document import sha256
 from atoll.spec.plan import Transform
 
 SIZE = 3 * CHUNK + 1000  # four frames
-HEADER = 32
+HEADER = 40
 INT8 = (Transform(kind="clip", value=1.0), Transform(kind="int8"))
 PACKED = (Transform(kind="topk", share=0.1), Transform(kind="zstd"))
 NAME = (1, "lyon")

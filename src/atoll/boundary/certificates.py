@@ -109,6 +109,11 @@ class Authority:
         serial, starts = f"{certificate.serial_number:x}", (certificate.not_valid_before_utc + SKEW).timestamp()
         return Certificate(_pem(certificate), peer.key, serial, starts, certificate.not_valid_after_utc.timestamp())
 
+    def certify_port(self, relay: str, key: ec.EllipticCurvePublicKey) -> bytes:
+        """Sign a certificate for the port of a relay, as PEM. It is good for a server only, and in this one's name."""
+        peer = Peer(self.hub, "relay", relay, key_digest(key))
+        return _pem(self._sign(key, peer, ExtendedKeyUsageOID.SERVER_AUTH, self._life))
+
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
 

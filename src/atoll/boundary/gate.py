@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from typing import Protocol
 
 from atoll.boundary import network
@@ -11,8 +11,8 @@ from atoll.boundary.channel import Channel, Desk, FrameLike, Source
 from atoll.boundary.identity import Identity
 from atoll.boundary.memory import MemoryChannel
 from atoll.boundary.port import Port
-from atoll.boundary.register import Registrar
-from atoll.errors import Denied, LinkLost
+from atoll.boundary.register import Asked, Doorkeeper
+from atoll.errors import Denied, Invalid, LinkLost
 from atoll.spec.event import Answer, Crossed, Decided
 from atoll.spec.fleet import Link
 from atoll.spec.message import Done, Message, Parcel
@@ -56,40 +56,84 @@ class Gate:
         return request.crossing, self.decide(request)
 
 
-class SiteGate(Gate):
-    """A site's door: the channel is behind it, and nothing else holds one."""
+class Uplink:
+    """A party's way to its hub: the channel is in here, and nothing else holds one."""
 
-    def __init__(self, party: str, judge: Callable[[], Judge], record: Record) -> None:
-        super().__init__(party, judge, record)
+    def __init__(self, party: str) -> None:
+        self._name = party
         self._channel: Channel | None = None
-        self._turn = threading.Lock()
-        self._crossed: OrderedDict[Hashable, tuple[Decision, ...]] = OrderedDict()  # crossing -> what was journalled
+        self._swap = threading.Lock()
 
     def dial(self, address: str, proof: Identity | str) -> None:
         """Open a session with the hub: at ``tls://host:port`` as who a certificate says, or with a secret at
         ``tcp://127.0.0.1:port``. Raises `LinkLost` or `Denied`."""
         self.hang_up()
-        credential = (self._party, proof) if isinstance(proof, str) else proof
-        self._channel = network.SocketChannel(address, self._party, credential)
+        credential = (self._name, proof) if isinstance(proof, str) else proof
+        self._channel = network.SocketChannel(address, self._name, credential)
 
     def attach(self, desk: Desk) -> None:
         """Open a session with a hub in this very process."""
-        self._channel = MemoryChannel(desk, self._party)
+        self._channel = MemoryChannel(desk, self._name)
 
     def hang_up(self) -> None:
-        with self._turn:
+        with self._swap:
             channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+
+    def listen(self, timeout: float) -> Message | None:
+        return self._line().receive(timeout)
+
+    def measure(self) -> Link:
+        """Time an empty and a full probe of the link; they carry zeros, so nothing crosses."""
+        seconds = [self._probe(size) for size in (0, 0, _PROBE)]
+        latency = min(seconds[:2])
+        return Link(site=self._name, latency=latency, bandwidth=_PROBE / max(seconds[2] - latency, 1e-6))
+
+    def _probe(self, size: int) -> float:
+        began = time.monotonic()
+        _, frames = self._line().get(Parcel(run="probe", purpose="probe", size=size))
+        for _ in frames:
+            pass
+        return time.monotonic() - began
+
+    def _line(self) -> Channel:
+        channel = self._channel
+        if channel is None:
+            raise LinkLost("there is no session with the hub; dial first")
+        return channel
+
+
+class RelayGate(Uplink):
+    """A relay's door to its hub. It has no rules of its own: whatever passes it was decided by the rules of the site
+    that it comes from or goes to, and is decided and journalled by the hub, for each of these sites by name."""
+
+    def say(self, message: Message) -> None:
+        self._line().send(message)
+
+    def send(self, parcel: Parcel, frames: Source) -> None:
+        """Pass an update on, or a sum of them. Returning means that the hub has it."""
+        self._line().put(parcel, frames)
+
+    def fetch(self, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
+        """Fetch for the site that the parcel names, which the hub may refuse; the caller verifies the bytes."""
+        return self._line().get(parcel)
+
+
+class SiteGate(Gate, Uplink):
+    """A site's door: whatever passes it was decided by the owner's rules."""
+
+    def __init__(self, party: str, judge: Callable[[], Judge], record: Record) -> None:
+        Gate.__init__(self, party, judge, record)
+        Uplink.__init__(self, party)
+        self._turn = threading.Lock()
+        self._crossed: OrderedDict[Hashable, tuple[Decision, ...]] = OrderedDict()  # crossing -> what was journalled
 
     def say(self, message: Message, request: Request | None = None) -> None:
         """Send a message; one that carries anything computed from data comes with its crossing to be checked."""
         if request is not None:
             self._check(request, _told(message.answer) if isinstance(message, Done) else None)
         self._line().send(message)
-
-    def listen(self, timeout: float) -> Message | None:
-        return self._line().receive(timeout)
 
     def send(self, parcel: Parcel, frames: Source, request: Request) -> None:
         """Let tensors out; ``frames(offset)`` gives those that the hub does not have yet. Returning means that it has
@@ -101,6 +145,25 @@ class SiteGate(Gate):
         """Let weights or code in, by digest; the caller verifies the bytes against it."""
         self._check(request, ("digest", parcel.digest))
         return self._line().get(parcel)
+
+    def fetch_change(self, parcel: Parcel, request: Request, whole: Request) -> tuple[Parcel, Iterator[FrameLike]]:
+        """Let in weights as the change from those of `parcel.base`, or ``whole`` where the hub gives them so.
+
+        What crosses is known with the hub's first word, and is decided and journalled then, before its frames are read.
+        Raises `Invalid` when it is the change from other weights.
+        """
+        if not self.decide(request).allowed:
+            self._check(request, ("digest", parcel.digest, parcel.base))
+        header, frames = self._line().get(parcel)
+        try:
+            if header.base not in (None, parcel.base):
+                raise Invalid(f"weights: given as a change from {header.base}, and {parcel.base} are here; ask again")
+            self._check(whole if header.base is None else request, ("digest", parcel.digest, header.base))
+        except BaseException:
+            if isinstance(frames, Generator):
+                frames.close()  # and with it the connection, on which they are coming
+            raise
+        return header, frames
 
     def _check(self, request: Request, what: Hashable | None) -> None:
         """Decide a crossing and journal it; raise `Denied` in the words of the rule. ``what`` tells a repeat.
@@ -127,25 +190,6 @@ class SiteGate(Gate):
         if not decision.allowed:
             raise Denied(str(decision))
 
-    def measure(self) -> Link:
-        """Time an empty and a full probe of the link; they carry zeros, so nothing crosses."""
-        seconds = [self._probe(size) for size in (0, 0, _PROBE)]
-        latency = min(seconds[:2])
-        return Link(site=self._party, latency=latency, bandwidth=_PROBE / max(seconds[2] - latency, 1e-6))
-
-    def _probe(self, size: int) -> float:
-        began = time.monotonic()
-        _, frames = self._line().get(Parcel(run="probe", purpose="probe", size=size))
-        for _ in frames:
-            pass
-        return time.monotonic() - began
-
-    def _line(self) -> Channel:
-        channel = self._channel
-        if channel is None:
-            raise LinkLost("there is no session with the hub; dial first")
-        return channel
-
 
 def _told(answer: Answer | None) -> Hashable | None:
     """Return what makes an answer the same answer when it is sent again; another hub's epoch asks for another."""
@@ -169,8 +213,8 @@ class Door(Protocol):
     def close(self) -> None: ...
 
 
-def listen(desk: Desk, registrar: Registrar, host: str = "127.0.0.1", port: int = 0) -> Door:
-    """Open the hub's one port for sites. Raises `Unavailable` when it is taken."""
+def listen(desk: Desk, registrar: Doorkeeper, host: str = "127.0.0.1", port: int = 0) -> Door:
+    """Open the one port of a hub, or of a relay, for sites. Raises `Unavailable` when it is taken."""
     return Port(desk, port, host, registrar)
 
 
@@ -179,4 +223,9 @@ def enrol(address: str, identity: Identity, request: bytes) -> bytes:
 
     Both are PEM. Raises `Denied` in the words of the hub, `LinkLost`.
     """
-    return network.certified(address, identity, request)
+    return pass_on(address, identity, Asked(request))
+
+
+def pass_on(address: str, identity: Identity, asked: Asked) -> bytes:
+    """Return what a relay asks its hub for: a certificate for another, or for its own port. Raises as `enrol`."""
+    return network.certified(address, identity, asked)

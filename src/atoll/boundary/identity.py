@@ -4,6 +4,7 @@ A name is a SPIFFE ID (https://spiffe.io, X509-SVID) and the only URI in the cer
 the certificate's own key, so a membership is one key:
 
     spiffe://atoll/HUB/hub                 the hub's port
+    spiffe://atoll/HUB/relay/NAME/KEY      a relay's port
     spiffe://atoll/HUB/site/NAME/KEY       a member
     spiffe://atoll/HUB/invited/NAME/KEY    the holder of a join token, who may do nothing but enrol
 """
@@ -26,7 +27,7 @@ from atoll.spec.document import Digest, Document, Name, parse_json, sha256
 
 _PEER = re.compile(
     r"spiffe://atoll/(?P<hub>[0-9a-f]{16})/"
-    r"(?:hub|(?P<kind>site|invited)/(?P<name>[a-z0-9][a-z0-9_.-]{0,62})/(?P<key>[0-9a-f]{64}))"
+    r"(?:hub|(?P<kind>site|invited|relay)/(?P<name>[a-z0-9][a-z0-9_.-]{0,62})/(?P<key>[0-9a-f]{64}))"
 )
 # What reading a certificate or a request of another party may raise, at whichever part of it the mistake is.
 UNREADABLE = (
@@ -39,10 +40,12 @@ UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 _TOKEN_LIMIT = 8192  # characters; ours have about 1,800
-Kind = Literal["hub", "site", "invited"]
+Kind = Literal["hub", "site", "invited", "relay"]
 # Both are base64 of something that is parsed in `Ticket.read`, and an address is dialled: none is used as it comes.
 Packed = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,2000}$")]
-TlsAddress = Annotated[str, StringConstraints(pattern=r"^tls://[A-Za-z0-9.:\[\]-]{1,253}:[0-9]{1,5}$")]
+TlsAddress = Annotated[
+    str, StringConstraints(pattern=r"^tls://([a-z0-9][a-z0-9_.-]{0,62}@)?[A-Za-z0-9.:\[\]-]{1,253}:[0-9]{1,5}$")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,8 @@ class Peer:
             raise Denied(f"certificate: {uri[:100]!r} is no name that a hub gives; join with a token of this hub")
         if found["kind"] is None:
             return Peer(found["hub"], "hub")
-        kind: Kind = "site" if found["kind"] == "site" else "invited"
-        return Peer(found["hub"], kind, found["name"], f"sha256:{found['key']}")
+        kinds: dict[str, Kind] = {"site": "site", "invited": "invited", "relay": "relay"}
+        return Peer(found["hub"], kinds[found["kind"]], found["name"], f"sha256:{found['key']}")
 
 
 @dataclass(frozen=True, slots=True)

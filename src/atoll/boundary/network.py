@@ -1,7 +1,8 @@
 """A channel over the network: the site dials the hub, keeps one session open, and has its conversations beside it.
 
-``tls://host:port`` with the site's identity, or ``tcp://127.0.0.1:port`` with the secret that the hub gave a site it
-started itself. Nothing at a site listens.
+``tls://host:port`` with the site's identity, ``tls://NAME@host:port`` where the relay of that name answers in the hub's
+place, or ``tcp://127.0.0.1:port`` with the secret that the hub gave a site that it started itself. Nothing at a site
+listens.
 """
 
 import logging
@@ -17,13 +18,17 @@ from pydantic import ValidationError
 from atoll.boundary.channel import Frame, Source
 from atoll.boundary.identity import Identity, Peer
 from atoll.boundary.line import STALL, Line, lost
+from atoll.boundary.register import Asked
 from atoll.boundary.secure import client_context, peer
 from atoll.boundary.session import Session
 from atoll.errors import AtollError, Denied, Invalid, LinkLost
 from atoll.spec.message import Message, Parcel
 
 log = logging.getLogger(__name__)
-_ADDRESS = re.compile(r"(?P<scheme>tls|tcp)://\[?(?P<host>[A-Za-z0-9.:-]{1,253}?)\]?:(?P<port>[0-9]{1,5})")
+_ADDRESS = re.compile(
+    r"(?P<scheme>tls|tcp)://(?:(?P<relay>[a-z0-9][a-z0-9_.-]{0,62})@)?"
+    r"\[?(?P<host>[A-Za-z0-9.:-]{1,253}?)\]?:(?P<port>[0-9]{1,5})"
+)
 _LOOPBACK = ("127.0.0.1", "::1")
 _GREETING = 10.0  # seconds for a connection to stand and be answered
 _RECEIPT = 600.0  # seconds for the hub to say that it has what it was sent
@@ -35,7 +40,7 @@ Credential = Identity | tuple[str, str]  # or (site, secret)
 def connect(address: str, credential: Credential) -> Line:
     """Dial the hub. Raises `Invalid` for an address that is none, `LinkLost` when the hub is not there, when it does
     not take this certificate, and when somebody else answers: none of that is the hub's own word."""
-    place = _parts(address, credential)
+    place, relay = _parts(address, credential)
     trusted = (client_context(credential), credential.peer) if isinstance(credential, Identity) else None
     connection: socket.socket | None = None
     try:
@@ -44,7 +49,7 @@ def connect(address: str, credential: Credential) -> Line:
         if trusted is not None:
             context, mine = trusted
             connection = context.wrap_socket(connection)
-            _check_hub(connection, mine)
+            _check_hub(connection, mine, relay)
         return Line(connection, _GREETING)
     except (OSError, LinkLost) as error:
         if connection is not None:
@@ -52,8 +57,9 @@ def connect(address: str, credential: Credential) -> Line:
         raise LinkLost(f"{address}: {lost(error) if isinstance(error, OSError) else error}") from None
 
 
-def _parts(address: str, credential: Credential) -> tuple[str, int]:
-    """Return host and port. A secret is for this machine alone: it would go out as it is."""
+def _parts(address: str, credential: Credential) -> tuple[tuple[str, int], str]:
+    """Return host and port, and the relay that is to answer there, or "" for the hub itself. A secret is for this
+    machine alone: it would go out as it is."""
     found = _ADDRESS.fullmatch(address)
     secure = isinstance(credential, Identity)
     if found is None or int(found["port"]) > 65535 or (found["scheme"] == "tls") != secure:
@@ -64,26 +70,28 @@ def _parts(address: str, credential: Credential) -> tuple[str, int]:
         found["host"].encode("idna")
     except UnicodeError:
         raise Invalid(f"address: {found['host'][:100]!r} is no name of a host; it reads tls://host:port") from None
-    return found["host"], int(found["port"])
+    return (found["host"], int(found["port"])), found["relay"] or ""
 
 
-def _check_hub(connection: socket.socket, mine: Peer) -> None:
+def _check_hub(connection: socket.socket, mine: Peer, relay: str) -> None:
     try:
         hub = peer(connection)
     except Denied as error:  # whoever answers is not the one to deny anything
         raise LinkLost(f"not the hub of this site answers; look at the address ({error})") from None
-    if (hub.kind, hub.hub) != ("hub", mine.hub):
-        raise LinkLost(f"{hub} answers, which is not the hub of this site; look at the address")
+    if (hub.kind, hub.hub, hub.name) != ("relay" if relay else "hub", mine.hub, relay):
+        whose = f"the relay {relay}" if relay else "the hub of this site"
+        raise LinkLost(f"{hub} answers, which is not {whose}; look at the address")
 
 
-def certified(address: str, identity: Identity, request: bytes) -> bytes:
-    """Return a certificate for the key in ``request``: by an invitation's identity, or anew by a member's own.
+def certified(address: str, identity: Identity, asked: Asked) -> bytes:
+    """Return a certificate for the key in a request: by an invitation's identity, or anew by a member's own.
 
     Raises `Denied` in the words of the hub.
     """
     line = connect(address, identity)
     try:
-        line.say({"verb": "certify", "request": request.decode()})
+        about = {"port": asked.port, "name": asked.name, "through": list(asked.through)}
+        line.say({"verb": "certify", "request": asked.request.decode(), **about})
         return str(line.hear().get("certificate", "")).encode()
     finally:
         line.close()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from atoll.boundary.channel import Desk
 from atoll.boundary.identity import Identity
 from atoll.boundary.line import lost
-from atoll.boundary.register import Registrar
+from atoll.boundary.register import Doorkeeper
 from atoll.boundary.secure import server_context
 from atoll.boundary.visit import Caller, Visit
 from atoll.errors import AtollError, Invalid, LinkLost, Unavailable
@@ -45,7 +45,7 @@ class Port:
         desk: Desk,
         port: int = 0,
         host: str = "127.0.0.1",
-        registrar: Registrar | None = None,
+        registrar: Doorkeeper | None = None,
         limits: Limits | None = None,
     ) -> None:
         if registrar is None and host not in _LOOPBACK:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -101,6 +102,38 @@ class Members:
         return invitation.key is None
 
 
+class Doorkeeper(Protocol):
+    """Whom a port asks about who comes in: the hub's registrar, or a relay that passes it on to the hub."""
+
+    @property
+    def identity(self) -> Identity: ...
+    def admit(self, peer: Peer) -> None: ...
+    def certify(self, peer: Peer, asked: "Asked") -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for a certificate, as PEM: for the caller itself or, by way of relays, for another.
+
+    `name` is that other's proven name, with the relays on its way to the caller in `through`, the caller's next first.
+    `port`: it is for a relay's port.
+    """
+
+    request: bytes
+    port: bool = False
+    name: str = ""
+    through: tuple[str, ...] = ()
+
+
+class Ways(Protocol):
+    """Who may be behind whom, and who may open a port for others."""
+
+    def is_relay(self, site: str) -> bool: ...
+    def way(self, site: str, invited: bool = False) -> tuple[str, ...]:
+        """Return the relays between the hub and a site, the hub's next first; of an ``invited`` one, those to come."""
+        ...
+
+
 class Registrar:
     """Signs for whom `members` lets in. ``record`` makes a certificate durable, and folded, before it is handed out."""
 
@@ -116,6 +149,7 @@ class Registrar:
         self._turn = threading.Lock()
         self._latest: dict[Peer, Certificate] = {}
         self._names = names
+        self.ways: Ways | None = None
         self._identity, self._made = authority.identity(names), clock()
 
     @property
@@ -134,12 +168,15 @@ class Registrar:
         """Raise `Denied` unless this certificate opens a conversation, and keeps it open, now."""
         self._members.admit(peer, self._clock())
 
-    def certify(self, peer: Peer, request: bytes) -> bytes:
+    def certify(self, peer: Peer, asked: Asked) -> bytes:
         """Return a certificate as PEM: a first one for a join token, a fresh one for a member's own key.
 
         Raises `Denied` and, for a request that is none, `Invalid`.
         """
-        public = requested(request)
+        public = requested(asked.request)
+        peer = self._vouched(peer, asked) if asked.name else peer
+        if asked.port:
+            return self._port(peer, public)
         key = key_digest(public)
         with self._turn:  # a token is good once, also for two who bring it at the same time
             if peer.kind == "invited":
@@ -149,6 +186,22 @@ class Registrar:
             if key != peer.key:
                 raise Denied(f"site {peer.name!r}: a membership is one key, and this is another; join anew")
             return self._issue(peer, public)
+
+    def _vouched(self, relay: Peer, asked: Asked) -> Peer:
+        """Return for whom a relay asks. It has met that party's certificate at its own port, and is believed for those
+        that were invited to be behind it, by just this way."""
+        self._members.admit(relay, self._clock())
+        peer = Peer.read(asked.name)
+        ways = self.ways.way(peer.name, peer.kind == "invited") if self.ways is not None else ()
+        if peer.hub != self._authority.hub or not ways or ways != (relay.name, *asked.through):
+            raise Denied(f"site {relay.name!r}: asks for {peer.name!r}, which was not invited to be behind it")
+        return peer
+
+    def _port(self, peer: Peer, key: ec.EllipticCurvePublicKey) -> bytes:
+        self._members.admit(peer, self._clock())
+        if self.ways is None or not self.ways.is_relay(peer.name):
+            raise Denied(f"site {peer.name!r}: was not invited as a relay, so no others dial it; see atoll site invite")
+        return self._authority.certify_port(peer.name, key)
 
     def _issue(self, peer: Peer, key: ec.EllipticCurvePublicKey, token: Digest | None = None) -> bytes:
         """Sign and record. Who asks again soon is given the same, so that asking costs the journal nothing."""

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from atoll.boundary.channel import Desk, Frame, FrameLike
 from atoll.boundary.identity import Peer
 from atoll.boundary.line import STALL, Line, told
-from atoll.boundary.register import Registrar
+from atoll.boundary.register import Asked, Doorkeeper
 from atoll.boundary.secure import peer
 from atoll.boundary.session import Session
 from atoll.errors import AtollError, Denied, Invalid, LinkLost
@@ -40,6 +40,9 @@ class Opening(Document):
     site: str = ""
     secret: str = ""
     request: str = ""
+    port: bool = False
+    name: str = ""
+    through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Caller:
 class Visit:
     """The work of one connection's thread. Only `end` and `recheck` are for others to call."""
 
-    def __init__(self, connection: socket.socket, host: str, desk: Desk, registrar: Registrar | None) -> None:
+    def __init__(self, connection: socket.socket, host: str, desk: Desk, registrar: Doorkeeper | None) -> None:
         self.host = host
         self.caller: Caller | None = None  # has not said yet who it is
         self._line = Line(connection)
@@ -83,7 +86,7 @@ class Visit:
             elif self.caller is not None and self.caller.peer is not None and self.caller.peer.kind == "site":
                 try:
                     self._admit(self.caller)
-                except Denied:
+                except (Denied, LinkLost):  # a relay knows nobody whom its hub did not tell it of
                     self._cut()
 
     def _cut(self) -> None:
@@ -169,7 +172,8 @@ class Visit:
     def _do(self, caller: Caller, word: Opening) -> None:
         line = self._line
         if word.verb == "certify" and caller.peer is not None and self._registrar is not None:
-            line.say({"certificate": self._registrar.certify(caller.peer, word.request.encode()).decode()})
+            asked = Asked(word.request.encode(), word.port, word.name, word.through)
+            line.say({"certificate": self._registrar.certify(caller.peer, asked).decode()})
         elif word.verb == "put" and word.parcel is not None:
             self._desk.take(caller.site, word.parcel, lambda offset: self._wanted(caller, offset))
             line.say({"done": True})

@@ -57,6 +57,8 @@ class Promotion(Document):
 
 class Invitation(Document):
     hours: float = Field(default=24.0, gt=0, le=24 * 30)
+    relay: str = ""
+    behind: Name | None = None
 
 
 # These are async although they wait for nothing: others would be called in a thread each, one more for every request.
@@ -194,7 +196,7 @@ def release(hub: Here, site: Name) -> dict[str, bool]:
 
 @v1.post("/sites/{site}/invites")
 def invite(hub: Here, site: Name, body: Invitation) -> dict[str, str]:
-    return {"token": hub.invite(site, body.hours)}
+    return {"token": hub.invite(site, body.hours, body.relay, body.behind)}
 
 
 @v1.get("/models")

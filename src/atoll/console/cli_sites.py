@@ -31,7 +31,7 @@ for group, name, panel in (
 
 @app.command(rich_help_panel=PANEL)
 def sites(context: typer.Context, as_json: Json = False) -> None:
-    """List the sites and whether they are connected.
+    """List the sites and relays, whether they are connected, and behind which relay a site is.
 
     Example: atoll sites
     """
@@ -75,20 +75,28 @@ def site_invite(
     context: typer.Context,
     name: SiteName,
     hours: Annotated[float, typer.Option(help="How long the token is good.", min=0.01, max=720)] = 24.0,
+    relay: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Invite it as a relay, which other sites dial there.")
+    ] = "",
+    behind: Annotated[
+        str | None, typer.Option(metavar="RELAY", help="Invite it to dial this relay in the hub's place.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print a token with which one site may join, once; give it to the site's owner and to nobody else.
 
     The owner runs `atoll join` there and pastes it: as a word of the command any user of that machine could read it.
+    For a relay it is `atoll relay start`.
 
-    Example: atoll site invite zurich --hours 2
+    Example: atoll site invite zurich --hours 2 --behind alps
     """
     from atoll.console.show import text
 
     with of(context).hub() as hub:
-        token = hub.invite(name, hours)
+        token = hub.invite(name, hours, relay, behind)
     of(context).emit({"site": name, "token": token}, text(token), as_json)
-    say(f"For the owner of {name}, once, within {hours:g} hours: run `atoll join` there and paste this token.")
+    command = f"atoll relay start --port {relay.rpartition(':')[2]}" if relay else "atoll join"
+    say(f"For the owner of {name}, once, within {hours:g} hours: run `{command}` there and paste this token.")
 
 
 @site.command("revoke")

@@ -184,9 +184,11 @@ class Client:
     def sites(self) -> list[SiteView]:
         return _many(SiteView, self._call("GET", "/v1/sites"))
 
-    def invite(self, site: str, hours: float = 24.0) -> str:
-        """Return a token with which one site may join, once, within ``hours``."""
-        return self._call("POST", f"/v1/sites/{_part(site)}/invites", {"hours": hours})["token"]
+    def invite(self, site: str, hours: float = 24.0, relay: str = "", behind: str | None = None) -> str:
+        """Return a token with which one site may join, once, within ``hours``: as a ``relay`` that is dialled there,
+        or ``behind`` one."""
+        asked = {"hours": hours, "relay": relay, "behind": behind}
+        return self._call("POST", f"/v1/sites/{_part(site)}/invites", asked)["token"]
 
     def revoke(self, site: str) -> None:
         """Shut a site out: its session ends, and its certificate opens nothing any more. Raises `NotFound`."""

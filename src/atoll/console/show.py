@@ -79,7 +79,10 @@ def plan(found: Plan) -> RenderableType:
     ranks = ", ".join(f"{site} ({layout.ranks})" for site, layout in found.layouts.items())
     parts.append(text(f"Sites (ranks): {ranks or ', '.join(found.sites) or 'none'}"))
     if found.rounds:
-        parts.append(text(f"Rounds: {found.rounds} of {found.sync.period} steps, {found.sync.exchange} exchanged"))
+        cut = f", one of {found.sync.fragments} fragments in turn" if found.sync.fragments > 1 else ""
+        ways = (("up", found.sync.wire), ("down", found.sync.down))
+        cut += "".join(f", {way} as {' + '.join(step.kind for step in steps)}" for way, steps in ways if steps)
+        parts.append(text(f"Rounds: {found.rounds} of {found.sync.stride} steps, {found.sync.exchange} exchanged{cut}"))
     parts += [text(f"- {line}", "dim") for line in told(found.reasons)]
     return Group(*parts)
 
@@ -214,14 +217,15 @@ def sites(found: Sequence[SiteView]) -> RenderableType:
             item.owner,
             item.region,
             _presence(item),
+            item.behind or "hub",
             number(item.devices),
             "-" if item.latency_ms is None else f"{item.latency_ms:.1f} ms",
-            ", ".join(item.datasets),
+            "(a relay)" if item.relay else ", ".join(item.datasets),
             item.quarantine or item.words,
         )
         for item in found
     ]
-    return table("Sites", ("site", "owner", "region", "state", ">devices", ">latency", "datasets", ""), rows)
+    return table("Sites", ("site", "owner", "region", "state", "behind", ">devices", ">latency", "datasets", ""), rows)
 
 
 def datasets(fleet: Fleet) -> RenderableType:

@@ -19,7 +19,7 @@ from atoll.inner.mesh import Mesh
 from atoll.inner.steps import Step
 from atoll.inner.vector import check_same, load_vector
 from atoll.spec.message import Probe, Train
-from atoll.spec.model import Signature, TensorSpec
+from atoll.spec.model import Patterns, Signature, TensorSpec
 from atoll.spec.task import Arrays, ArraysTask, Budget, Fitted, Mean, Scores, beyond_arrays
 
 _WIDEST = 8  # bytes of a floating number that a machine without Intel's 80 bits has, too
@@ -52,8 +52,10 @@ class ArraysLearner:
         """Return a copy of the arrays that travel as one float32 vector of shape ``(sum of sizes,)``."""
         return self._vector.copy()
 
-    def write(self, signature: Signature, vector: np.ndarray) -> None:
-        """Take other values. Raises `TaskFailed` when they are another model's."""
+    def write(
+        self, signature: Signature, vector: np.ndarray, keep_local: Patterns = (), local_in: str | None = None
+    ) -> None:
+        """Take other values. Raises `TaskFailed` when they are another model's: all arrays of a task are exchanged."""
         check_same([(spec.name, spec.shape) for spec in self.signature], signature)
         self._vector = np.array(vector, dtype=np.float32)
 
@@ -98,24 +100,30 @@ class ArraysRound:
         """Raise `TaskFailed` for a sync that the task cannot follow, or weights that are not its own."""
         if words := beyond_arrays(order.sync):
             raise TaskFailed(f"sync.{words}")
+        assert order.weights is not None, "a round of it is one call, which begins with the weights"
         learner.write(order.signature, load_vector(Path(order.weights), order.signature))
         self._learner, self._order, self._all = learner, order, examples
         self._start = self._end = learner.vector()
-        self.examples, self.loss = 0, 0.0
+        self.step, self.examples, self.loss = 0, 0, 0.0
 
     def steps(self, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]:
         """Do the round's work, in which the task may take the ``batches(0)``; it is one step to us."""
         order = self._order
-        of_run = order.done // order.sync.period + 1
+        of_run = order.done // order.sync.stride + 1
         granted = _Granted(order.steps, order.batch, order.done, of_run, order.seed)
         self._end, self.loss, self.examples = granted.fit(self._learner, self._all, batches(0))
+        self.step = order.steps
         yield Step(order.steps - 1, self.loss, self.examples)
 
     def update(self) -> np.ndarray:
         """Return the flat float32 update."""
         return self._end - self._start
 
-    def keep_optimiser(self) -> None:
+    def ordered(self, order: Train) -> bool:
+        """Say that no round of it goes on with what was begun ahead."""
+        return False
+
+    def keep_state(self) -> None:
         """Write that there is nothing to keep, where the order wants it: the task's arrays are all its state."""
         if self._order.state_out is not None:
             checkpoint.write_tensors(Path(self._order.state_out), {}, {})

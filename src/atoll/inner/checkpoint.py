@@ -65,14 +65,15 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> st
     return found.hexdigest()
 
 
-def save_optimiser(optimiser: torch.optim.Optimizer, path: Path) -> None:
-    """Write the optimiser's state, from which the next round goes on."""
-    write_tensors(path, optimisers.state(optimiser), {})
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state by names of a file that holds other tensors, too; not copied."""
+    return {f"optimiser.{name}": tensor for name, tensor in optimisers.state(optimiser).items()}
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, path: Path) -> None:
-    """Read back what `save_optimiser` wrote. Raises `Corrupt` when it is not whole or does not fit."""
-    optimisers.put_state(optimiser, read_tensors(path)[0])
+def put_optimiser(optimiser: torch.optim.Optimizer, found: Mapping[str, torch.Tensor]) -> None:
+    """Give the optimiser its state among the tensors of a file. Raises `Corrupt` when it does not fit."""
+    moments = {name.removeprefix("optimiser."): t for name, t in found.items() if name.startswith("optimiser.")}
+    optimisers.put_state(optimiser, moments)
 
 
 def tensors_of(
@@ -81,7 +82,7 @@ def tensors_of(
     """Return everything that steps change, by name: parameters, all buffers, optimiser state, summed gradient."""
     found = {f"model.{name}": tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     if optimiser is not None:
-        found |= {f"optimiser.{name}": tensor for name, tensor in optimisers.state(optimiser).items()}
+        found |= optimiser_tensors(optimiser)
     if gradient is not None:
         found["gradient"] = gradient
     return found
@@ -95,13 +96,12 @@ def put_tensors(
 ) -> None:
     """Write back what `tensors_of` named, in place. Raises `Corrupt`, with nothing changed, when they do not fit."""
     places = tensors_of(model, None, gradient)
-    moments = {name.removeprefix("optimiser."): t for name, t in found.items() if name.startswith("optimiser.")}
     here = {name: (tensor.dtype, tensor.shape) for name, tensor in places.items()}
     there = {name: (t.dtype, t.shape) for name, t in found.items() if not name.startswith("optimiser.")}
-    if here != there or (moments and optimiser is None):
+    if here != there or (len(there) < len(found) and optimiser is None):
         raise Corrupt("checkpoint: its tensors are not this model's; the round begins anew")
     if optimiser is not None:
-        optimisers.put_state(optimiser, moments)
+        put_optimiser(optimiser, found)
     with torch.no_grad():
         for name, place in places.items():
             place.copy_(found[name])

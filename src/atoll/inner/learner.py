@@ -4,33 +4,42 @@ Whoever gives orders knows weights as one flat float32 vector under a signature,
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import numpy as np
+import torch
 
 from atoll.inner import evaluate, optimiser
 from atoll.inner.arrays import ArraysLearner
 from atoll.inner.made import make_model, tensors
 from atoll.inner.mesh import Mesh, parallelize
+from atoll.inner.personal import chosen, put_personal
 from atoll.inner.round import Round
 from atoll.inner.steps import Start, Step, training_steps
 from atoll.inner.task import hands_arrays
-from atoll.inner.vector import at_rest, put_back, read_vector, signature_of, write_vector
+from atoll.inner.vector import at_rest, named, put_back, read_vector, signature_of, write_vector
 from atoll.spec.message import Open, Probe, Train
-from atoll.spec.model import Signature
+from atoll.spec.model import Patterns, Signature
 from atoll.spec.task import Arrays, ArraysTask, Mean, Scores, Task
 
 
 class Work(Protocol):
-    """A round under way: the caller owns the loop, ``for step in work.steps(batches)``, then takes the update."""
+    """A round under way: the caller owns the loop, ``for step in work.steps(batches)``, then takes the update.
+
+    One that was begun ahead of its weights goes on once it was ``ordered``.
+    """
 
     @property
     def examples(self) -> int: ...
     @property
+    def step(self) -> int: ...  # how many were taken
+    @property
     def loss(self) -> float: ...
     def steps(self, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]: ...
     def update(self) -> np.ndarray: ...
-    def keep_optimiser(self) -> None: ...
+    def keep_state(self) -> None: ...
+    def ordered(self, order: Train) -> bool: ...
 
 
 class Learner(Protocol):
@@ -41,7 +50,9 @@ class Learner(Protocol):
     @property
     def signature(self) -> Signature: ...
     def vector(self) -> np.ndarray: ...
-    def write(self, signature: Signature, vector: np.ndarray) -> None: ...
+    def write(
+        self, signature: Signature, vector: np.ndarray, keep_local: Patterns = (), local_in: str | None = None
+    ) -> None: ...
     def trial(self, order: Probe, examples: Arrays, batches: Iterable[Arrays]) -> Iterator[object]: ...
     def round(self, opened: Open, order: Train, examples: Arrays) -> Work: ...
     def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]: ...
@@ -61,7 +72,7 @@ class ModuleLearner:
     gradients: Literal[True] = True
 
     def __init__(self, task: Task, seed: int, mesh: Mesh) -> None:
-        self._task, self._mesh = task, mesh
+        self._task, self._seed, self._mesh = task, seed, mesh
         self._module = parallelize(make_model(task, seed), mesh)
         self._rest = at_rest(self._module)
         self.signature = signature_of(self._module)
@@ -69,9 +80,25 @@ class ModuleLearner:
     def vector(self) -> np.ndarray:
         return read_vector(self._module, self.signature)
 
-    def write(self, signature: Signature, vector: np.ndarray) -> None:
+    def write(
+        self, signature: Signature, vector: np.ndarray, keep_local: Patterns = (), local_in: str | None = None
+    ) -> None:
+        """Take these values, and for the tensors that stay at the site its own; raise `TaskFailed` or `Corrupt`."""
         put_back(self._module, self._rest)
-        write_vector(self._module, signature, vector)
+        write_vector(self._module, signature, vector, self._settled(keep_local, local_in))
+
+    def _settled(self, keep_local: Patterns, local_in: str | None) -> frozenset[str]:
+        """Give the tensors that stay their values, the seed's where there are none yet, and return their names."""
+        names = chosen(self.signature, keep_local)
+        tensors = named(self._module, names)
+        if names and local_in is not None:
+            put_personal(tensors, Path(local_in))
+        elif names:  # the module has other values by now, perhaps of another run
+            built = named(make_model(self._task, self._seed), names)
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    tensor.copy_(built[name])
+        return names
 
     def trial(self, order: Probe, examples: Arrays, batches: Iterable[Arrays]) -> Iterator[object]:
         """Take a step for each batch; ``examples``, all of the site's, matter to tasks that choose among them."""
@@ -81,6 +108,7 @@ class ModuleLearner:
 
     def round(self, opened: Open, order: Train, examples: Arrays) -> Round:
         put_back(self._module, self._rest)
+        self._settled(order.sync.keep_local, order.local_in)
         return Round(opened, order, self._task, self._module, self._mesh)
 
     def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,57 @@ import torch
 
 from atoll.errors import Corrupt, TaskFailed
 from atoll.inner import checkpoint, optimiser
+from atoll.inner.control import Control, write_control
 from atoll.inner.made import tensors
 from atoll.inner.mesh import Mesh
+from atoll.inner.personal import chosen, write_personal
 from atoll.inner.steps import Batch, Pull, Start, Step, gradient_steps, training_steps
-from atoll.inner.vector import load_vector, read_vector, write_vector
+from atoll.inner.streaming import mix_in, mixing_step
+from atoll.inner.vector import load_vector, named, read_vector, signature_of, write_vector
 from atoll.spec.document import canonical, digest, sha256
 from atoll.spec.message import Open, Train
+from atoll.spec.model import without_control
 from atoll.spec.task import Arrays, Task
 
 _SHARE = 20  # times the last checkpoint's own seconds before the next one: they take 5 % of a round at most
-_ELSEWHERE = {"weights", "output", "state_in", "state_out", "checkpoint", "checkpoint_seconds", "checkpoint_steps"}
+_ELSEWHERE = {"weights", "output", "state_in", "state_out", "control_in", "control_out", "local_in", "local_out"}
+_ELSEWHERE |= {"checkpoint", "checkpoint_seconds", "checkpoint_steps"}
 log = logging.getLogger(__name__)
 
 
 class Round:
     """A round under way. Its update is a function of its orders alone, however many groups it took.
 
-    The caller owns the loop: `for step in round.steps(batches): ...`, then `round.update()`.
+    The caller owns the loop: `for step in round.steps(batches): ...`, then `round.update()`. A round that was ordered
+    ahead of its weights takes the steps that need none, and goes on when it is given its order (`ordered`).
     """
 
     def __init__(self, opened: Open, order: Train, task: Task, model: torch.nn.Module, mesh: Mesh) -> None:
-        """Write the first weights into the model, and then what a group that died here left behind, if it did."""
+        """Write the first weights into the model, and then what a group that died here left behind, if it did.
+
+        The tensors that stay at the site have their values already.
+        """
         self._opened, self._order, self._task, self._model, self._mesh = opened, order, task, model, mesh
         self._path = Path(order.checkpoint) if order.checkpoint is not None else None
-        self._start = load_vector(Path(order.weights), order.signature)
-        write_vector(model, order.signature, self._start)
+        self._signature = without_control(order.signature) if order.sync.control else order.signature
+        self._start = self._weights()
+        kept = checkpoint.read_tensors(Path(order.state_in))[0] if order.state_in is not None else {}
+        self._personal = chosen(signature_of(model), order.sync.keep_local)
+        write_vector(model, self._signature, self._own(kept), self._personal)
         self._optimiser: torch.optim.Optimizer | None = None
         self._gradient: torch.Tensor | None = None  # float64: summed over examples
-        self._pull = Pull.from_here(model, order.sync.proximal)
+        self._control = Control.ordered(order, model, self._signature) if order.sync.control else None
+        pull = Pull.from_here(model, order.sync.proximal) if order.sync.proximal else None
+        self._bends = [bend for bend in (self._control, pull) if bend is not None]  # the raw gradients are the first's
         self.step, self.examples, self._loss = 0, 0, 0.0
+        self._began = self._spent = 0.0  # seconds: when the steps began, and what a group that died had taken of them
         if order.sync.exchange == "gradient":
-            self._gradient = torch.zeros(len(self._start), dtype=torch.float64)
+            self._gradient = torch.zeros(sum(spec.size for spec in order.signature), dtype=torch.float64)
         else:
             self._optimiser = optimiser.make(order.optimiser, model.parameters())
             if order.state_in is not None:
-                checkpoint.load_optimiser(self._optimiser, Path(order.state_in))
+                checkpoint.put_optimiser(self._optimiser, kept)
+        self._mixing = mixing_step(order)
         self._identified: str | None = None
         self._resume()
         self._due = time.monotonic() + order.checkpoint_seconds
@@ -55,46 +72,113 @@ class Round:
         """Mean loss per example so far."""
         return self._loss / self.examples
 
+    def ordered(self, order: Train) -> bool:
+        """Take the order of a round that was begun ahead, with its weights; False when it is another round's."""
+        elsewhere = _ELSEWHERE - {"state_in"}
+        if self._order.model_dump(exclude=elsewhere) != order.model_dump(exclude=elsewhere):
+            return False
+        self._order, self._path = order, Path(order.checkpoint) if order.checkpoint is not None else None
+        self._start = self._weights()
+        self._due = time.monotonic() + order.checkpoint_seconds
+        return True
+
     def steps(self, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]:
-        """Take the steps that are left; ``batches(first)`` gives the round's batches from its step ``first`` on."""
-        at = Start(self._order.seed, self._order.done, self.step)
-        for step in self._taken(map(tensors, batches(self.step)), at):
+        """Take the steps that are left; ``batches(first)`` gives the round's batches from its step ``first`` on.
+
+        Without its weights, those before they are needed.
+        """
+        yield from self._until(self._mixing, batches)
+        if self._start is None:
+            return
+        if self._order.goes_on and self.step == self._mixing:  # a checkpoint of this step was written before, too
+            own = self._read()
+            mix_in(self._order, own, self._start)
+            write_vector(self._model, self._signature, own, self._personal)
+        yield from self._until(self._order.steps, batches)
+
+    def _until(self, stop: int, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]:
+        if self.step >= stop:
+            return
+        budget, self._began = self._order.sync.seconds, time.monotonic() - self._spent
+        until = self._began + budget if budget is not None else None
+        at = Start(self._order.seed, self._order.done, self.step, until)
+        for step in self._taken(map(tensors, islice(batches(self.step), stop - self.step)), at):
             self.step = step.number + 1
             self._loss, self.examples = self._loss + step.loss * step.examples, self.examples + step.examples
-            self._save()
+            if not step.last:
+                self._save()
             yield step
+            if step.last:
+                return
 
     def update(self) -> np.ndarray:
-        """Return the flat float32 update: the mean gradient, or what the steps changed in the weights."""
+        """Return the flat float32 update: the mean gradient, or what was changed in the weights of the round's span."""
+        assert self._start is not None, "a round without its weights has taken some of its steps only"
         if self._gradient is not None:
-            update = (self._gradient.numpy() / self.examples).astype(np.float32)
+            update = own = (self._gradient.numpy() / self.examples).astype(np.float32)
         else:
-            update = read_vector(self._model, self._order.signature) - self._start
-        if not np.isfinite(update).all():
+            own = self._read()
+            first, last = self._order.sync.span(own.size, self._order.version)
+            update = own[first:last] - self._start[first:last]
+        # What is not exchanged now is later.
+        if not (np.isfinite(update).all() and (update.size == own.size or np.isfinite(own).all())):
             step = self._order.done + self.step
             raise TaskFailed(f"weights are not finite after step {step} of the run; lower the optimiser's rate")
-        return update
+        return update if self._control is None else np.concatenate([update, self._control.change(self.step)])
 
-    def keep_optimiser(self) -> None:
-        """Write the optimiser's state where the order wants it."""
-        if self._order.state_out is not None and self._optimiser is not None:
-            checkpoint.save_optimiser(self._optimiser, Path(self._order.state_out))
+    def keep_state(self) -> None:
+        """Write what goes on from round to round where the order wants it: the optimiser's state, the own weights."""
+        order = self._order
+        if self._control is not None and order.control_out is not None:
+            write_control(Path(order.control_out), self._control.after(self.step))
+        if order.local_out is not None:
+            write_personal(Path(order.local_out), named(self._model, self._personal))
+        if order.state_out is None or self._optimiser is None:
+            return
+        own = {"weights": torch.from_numpy(self._read())} if order.sync.streaming else {}
+        checkpoint.write_tensors(Path(order.state_out), {**checkpoint.optimiser_tensors(self._optimiser), **own}, {})
+
+    @property
+    def _summed(self) -> torch.Tensor | None:
+        """Return the gradients that are summed over the round, if any are."""
+        return self._control.sum if self._control is not None else self._gradient
+
+    def _read(self) -> np.ndarray:
+        """Return what the model's tensors are now, of those that are exchanged."""
+        return read_vector(self._model, self._signature, self._personal)
+
+    def _weights(self) -> np.ndarray | None:
+        """Return the weights that the update is told against, where they are here."""
+        path, size = self._order.weights, sum(spec.size for spec in self._signature)
+        return load_vector(Path(path), self._order.signature)[:size] if path is not None else None
+
+    def _own(self, kept: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Return the weights that the steps begin from."""
+        if not self._order.goes_on:
+            assert self._start is not None, "only a round that goes on can be begun ahead"
+            return self._start
+        own = kept.get("weights")
+        if own is None:
+            raise Corrupt("the site's own weights are not in what it kept of the round before; submit the job again")
+        return own.numpy()
 
     def _taken(self, batches: Iterable[Batch], at: Start) -> Iterator[Step]:
         task, model, mesh = self._task, self._model, self._mesh
         if self._gradient is not None:
             total = self._gradient.numpy()
-            return gradient_steps(task, model, batches, mesh, at, total, self._order.signature)
+            return gradient_steps(task, model, batches, mesh, at, total, self._signature)
         assert self._optimiser is not None
-        return training_steps(task, model, self._optimiser, batches, mesh, at, self._pull)
+        return training_steps(task, model, self._optimiser, batches, mesh, at, self._bends)
 
     def _identity(self) -> str:
         """Digest of all that the update depends on: the orders without their paths, and the bytes behind the paths."""
         if self._identified is None:
-            order, state = self._order.model_dump(mode="json", exclude=_ELSEWHERE), self._order.state_in
-            before = sha256(Path(state).read_bytes()) if state is not None else ""
-            start, opened = sha256(self._start.tobytes()), digest(self._opened)
-            self._identified = sha256(canonical([opened, order, start, before, self._mesh.ranks]))
+            order = self._order
+            assert order.weights is not None, "checkpoints are of a round that has its weights"
+            paths = (order.weights, order.state_in, order.control_in, order.local_in)
+            behind = [sha256(Path(path).read_bytes()) if path is not None else "" for path in paths]
+            said = order.model_dump(mode="json", exclude=_ELSEWHERE)
+            self._identified = sha256(canonical([digest(self._opened), said, behind, self._mesh.ranks]))
         return self._identified
 
     def _save(self) -> None:
@@ -104,7 +188,8 @@ class Round:
         if self._path is None or self._mesh.rank or self.step == order.steps or not (by_steps or now >= self._due):
             return
         about = {"round": self._identity(), "step": self.step, "examples": self.examples, "loss": self._loss}
-        tensors = checkpoint.tensors_of(self._model, self._optimiser, self._gradient)
+        about["spent"] = now - self._began
+        tensors = checkpoint.tensors_of(self._model, self._optimiser, self._summed)
         try:
             checkpoint.write_tensors(self._path, tensors, about)
         except OSError as error:  # the round needs none unless a rank dies, and then does more of itself again
@@ -124,11 +209,12 @@ class Round:
         if any(row != [step] for row in self._mesh.gather([step])) or not step:
             return
         try:
-            checkpoint.put_tensors(tensors, self._model, self._optimiser, self._gradient)
+            checkpoint.put_tensors(tensors, self._model, self._optimiser, self._summed)
         except Corrupt as error:
             log.warning("%s", error)
             return
         self.step, self.examples, self._loss = step, int(about["examples"]), float(about["loss"])
+        self._spent = float(about["spent"])
 
     def _left(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return what lies at the checkpoint's place: nothing when it is another round's or not whole."""

@@ -1,8 +1,10 @@
 """The training loop as a generator: the caller owns the loop, so logging, stopping and tests are plain for-loops."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ class Step:
     number: int
     loss: float
     examples: int
+    last: bool = False  # time is up, for all ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,15 @@ class Start:
     seed: int
     done: int = 0  # steps of the run before this round
     first: int = 0  # steps of the round already taken, by a group that is gone
+    until: float | None = None  # by rank 0's monotonic clock: the step in which that passes is the last
+
+
+class Bend(Protocol):
+    """What a local step follows besides its batch's gradient."""
+
+    def apply(self, model: torch.nn.Module) -> None:
+        """Add to the gradients that are there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +54,8 @@ class Pull:
     start: tuple[torch.Tensor, ...]
 
     @classmethod
-    def from_here(cls, model: torch.nn.Module, mu: float) -> "Pull | None":
-        return cls(mu, tuple(p.detach().clone() for p in model.parameters())) if mu else None
+    def from_here(cls, model: torch.nn.Module, mu: float) -> "Pull":
+        return cls(mu, tuple(p.detach().clone() for p in model.parameters()))
 
     def apply(self, model: torch.nn.Module) -> None:
         """Add the term's gradient, mu * (w - start), to gradients that are already there."""
@@ -59,7 +71,7 @@ def training_steps(
     batches: Iterable[Batch],
     mesh: Mesh,
     at: Start,
-    pull: Pull | None = None,
+    bends: Sequence[Bend] = (),
 ) -> Iterator[Step]:
     """Take one optimiser step per batch. Each rank gets its own share of the batch, not necessarily an equal one.
 
@@ -69,8 +81,8 @@ def training_steps(
     for number, batch in enumerate(batches, at.first):
         optimiser.zero_grad(set_to_none=True)
         step = _backward(task, model, batch, mesh, at, number)
-        if pull is not None:
-            pull.apply(model)
+        for bend in bends:
+            bend.apply(model)
         optimiser.step()
         yield step
 
@@ -106,14 +118,16 @@ def _backward(task: Task, model: torch.nn.Module, batch: Batch, mesh: Mesh, at: 
     mine = len(next(iter(batch.values())))
     loss = _checked(_loss(task, model, batch, mesh), step)
     value = float(loss.detach())
-    sums = mesh.sum(torch.tensor([value * mine, mine], dtype=torch.float64))
+    # Rank 0's clock decides, and all hear of it with the loss: they stop at the same step for no sum more.
+    late = mesh.rank == 0 and at.until is not None and time.monotonic() >= at.until
+    sums = mesh.sum(torch.tensor([value * mine, mine, late], dtype=torch.float64))
     examples = int(sums[1])
     mean = float(sums[0]) / examples
     if not math.isfinite(mean):  # of any rank: all of them stop at the same step
         raise TaskFailed(_not_finite(mesh, value, batch, step))
     # Gradients are averaged over ranks, so each rank's share is weighted by its examples times the ranks.
     (loss * (mine * mesh.ranks / examples)).backward()
-    return Step(number, mean, examples)
+    return Step(number, mean, examples, last=bool(sums[2]))
 
 
 def _loss(task: Task, model: torch.nn.Module, batch: Batch, mesh: Mesh) -> object:

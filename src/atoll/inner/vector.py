@@ -5,7 +5,7 @@ travel.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ def signature_of(module: torch.nn.Module) -> Signature:
     return tuple(TensorSpec(name=name, shape=tuple(tensor.shape)) for name, tensor in _tensors(module).items())
 
 
-def read_vector(module: torch.nn.Module, signature: Signature) -> np.ndarray:
-    """Copy the module's tensors into a new float32 vector of shape ``(sum of sizes,)``."""
-    tensors = _matched(module, signature)
+def read_vector(module: torch.nn.Module, signature: Signature, personal: Collection[str] = ()) -> np.ndarray:
+    """Copy the module's tensors, but for the ``personal`` ones, into a new float32 vector of ``(sum of sizes,)``."""
+    tensors = _matched(module, signature, personal)
     vector = np.empty(sum(spec.size for spec in signature), dtype=np.float32)
     start = 0
     for spec in signature:
@@ -32,9 +32,14 @@ def read_vector(module: torch.nn.Module, signature: Signature) -> np.ndarray:
     return vector
 
 
-def write_vector(module: torch.nn.Module, signature: Signature, vector: np.ndarray) -> None:
-    """Copy a flat float32 vector into the module's tensors, in place, whatever their device and precision."""
-    tensors = _matched(module, signature)
+def write_vector(
+    module: torch.nn.Module, signature: Signature, vector: np.ndarray, personal: Collection[str] = ()
+) -> None:
+    """Copy a flat float32 vector into the module's tensors, in place, whatever their device and precision.
+
+    The ``personal`` ones, which the signature lacks, are left as they are.
+    """
+    tensors = _matched(module, signature, personal)
     total = sum(spec.size for spec in signature)
     if vector.shape != (total,) or vector.dtype != np.float32:
         raise TaskFailed(f"weights: {vector.dtype} of shape {vector.shape} where the model has {total} float32 numbers")
@@ -96,6 +101,11 @@ def put_back(module: torch.nn.Module, rest: Mapping[str, torch.Tensor]) -> None:
             named[name].copy_(tensor)
 
 
+def named(module: torch.nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return those of the tensors that can travel which have these names, themselves and not copies."""
+    return {name: tensor for name, tensor in _tensors(module).items() if name in names}
+
+
 def _named(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
@@ -110,7 +120,7 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def _matched(module: torch.nn.Module, signature: Signature) -> dict[str, torch.Tensor]:
-    tensors = _tensors(module)
+def _matched(module: torch.nn.Module, signature: Signature, personal: Collection[str]) -> dict[str, torch.Tensor]:
+    tensors = {name: tensor for name, tensor in _tensors(module).items() if name not in personal}
     check_same([(name, tuple(tensor.shape)) for name, tensor in tensors.items()], signature)
     return tensors

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.errors import Invalid
+from atoll.outer.room import PIECE, room
 
 Bytes = bytes | bytearray | memoryview
 Packed = tuple[np.ndarray, np.ndarray]  # data and scales; both are contiguous, and go on the wire as bytes
@@ -13,7 +14,6 @@ Packed = tuple[np.ndarray, np.ndarray]  # data and scales; both are contiguous, 
 INT8_BLOCK = 1024  # elements that share one float32 scale
 INT4_BLOCK = 64  # elements that share one bfloat16 scale
 
-_PIECE = 1 << 16  # elements worked on at a time, so that what is between two passes stays in cache; whole blocks
 _FLOAT, _WORD, _HALF = np.dtype("<f4"), np.dtype("<u4"), np.dtype("<u2")
 # Scales stay where float32 is normal and all steps are finite: then no division by zero, no infinity at the receiver.
 _SMALLEST = np.float32(2.0**-126)
@@ -57,14 +57,14 @@ def _pack_bfloat16(values: np.ndarray) -> Packed:
     What would round to infinity becomes the largest finite number, which is within the same bound.
     """
     packed = np.empty(values.size, _HALF)
-    for start in range(0, values.size, _PIECE):
-        bits = values[start : start + _PIECE].view(_WORD)
+    for start in range(0, values.size, PIECE):
+        bits = values[start : start + PIECE].view(_WORD)
         carry = bits >> 16
         carry &= 1
         carry += 0x7FFF
         carry += bits
         carry >>= 16
-        place = packed[start : start + _PIECE]
+        place = packed[start : start + PIECE]
         np.copyto(place, carry, casting="unsafe")
         place -= (place & 0x7FFF) == 0x7F80
     return packed, _NO_SCALES
@@ -137,10 +137,11 @@ def _unpack_int4(data: Bytes, scales: Bytes, count: int) -> np.ndarray:
 
 
 def _blocks(size: int, block: int) -> Iterator[tuple[slice, slice]]:
-    """Yield (elements, blocks) of pieces that are whole blocks, and of a shorter last block."""
+    """Yield (elements, blocks) of pieces that are whole blocks, and of a shorter last block. All fit a thread's room,
+    so that what is between two passes stays in cache."""
     whole = size - size % block
-    for start in range(0, whole, _PIECE):
-        stop = min(start + _PIECE, whole)
+    for start in range(0, whole, PIECE):
+        stop = min(start + PIECE, whole)
         yield slice(start, stop), slice(start // block, stop // block)
     if whole < size:
         yield slice(whole, size), slice(whole // block, whole // block + 1)
@@ -149,7 +150,7 @@ def _blocks(size: int, block: int) -> Iterator[tuple[slice, slice]]:
 def _magnitudes(piece: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the piece with one block a row, room for work of the same shape, and each row's largest magnitude."""
     source = piece.reshape(-1, min(block, piece.size))
-    scratch = np.abs(source)
+    scratch = np.abs(source, out=room.first.view(_FLOAT)[: piece.size].reshape(source.shape))
     return source, scratch, scratch.max(axis=1)
 
 

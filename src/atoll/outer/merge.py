@@ -29,15 +29,16 @@ _CARRY = 2**49  # one term moves the low limb by at most this; counted into the 
 class Update:
     """One site's decoded update: `window(offset)` gives the float32 values of the window of `CHUNK` that begins there.
 
-    `weight` is its number of examples; `discount` scales it down for staleness (see `stale`). Threads may ask for
-    windows at the same time, in any order and more than once; what a thread gets is good until it asks again, whichever
-    update of the round.
+    `weight` is its number of examples, and `sites` of how many sites it is the mean; `discount` scales it down for
+    staleness (see `stale`). Threads may ask for windows at the same time, in any order and more than once; what a
+    thread gets is good until it asks again, whichever update of the round.
     """
 
     site: str
     weight: float
     window: Callable[[int], np.ndarray]
     discount: float = 1.0
+    sites: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -181,10 +182,11 @@ def merge(rule: Rule, size: int, updates: Sequence[Update], trim: float = 0.0) -
 def merging(rule: Rule, size: int, updates: Sequence[Update], trim: float = 0.0) -> Callable[[int], np.ndarray]:
     """Return what merges the window at an offset, to float32 bit-equal under any order of `updates`.
 
-    mean: every update counts 1. weighted_mean: its `weight`. Both multiply a term by its `discount` and divide by the
-    undiscounted weights, so that stale updates move the model less even when they come alone (FedBuff divides by the
-    buffer's size). median, trimmed_mean: by coordinate (Yin et al., 2018), without weights; trimmed_mean cuts the share
-    `trim` off each end, rounded up to whole updates so that a small fleet is protected too, down to the median.
+    mean: every update counts its `sites`. weighted_mean: its `weight`. Both multiply a term by its `discount` and
+    divide by the undiscounted weights, so that stale updates move the model less even when they come alone (FedBuff
+    divides by the buffer's size). median, trimmed_mean: by coordinate (Yin et al., 2018), without weights; trimmed_mean
+    cuts the share `trim` off each end, rounded up to whole updates so that a small fleet is protected too, down to the
+    median.
 
     Windows may be merged in any order. The function holds its own room and a result is good until its next call, so it
     is for one thread; another makes its own. Memory: O(CHUNK), and O(updates x CHUNK) for the median and trimmed mean.
@@ -194,12 +196,16 @@ def merging(rule: Rule, size: int, updates: Sequence[Update], trim: float = 0.0)
     if not updates:
         raise Invalid("updates: none to merge; wait for at least one site")
     if rule in ("mean", "weighted_mean"):
-        return _weighted(size, updates, [update.weight if rule == "weighted_mean" else 1.0 for update in updates])
+        return _weighted(size, updates, [_counted(rule, update) for update in updates])
     if rule == "median":
         return _robust(size, updates, (len(updates) - 1) // 2)
     if rule == "trimmed_mean":
         return _robust(size, updates, cut(len(updates), trim))
     raise Invalid(f"sync.merge: {rule!r}: there is mean, weighted_mean, median, trimmed_mean")
+
+
+def _counted(rule: Rule, update: Update) -> float:
+    return update.weight if rule == "weighted_mean" else float(update.sites)
 
 
 def cut(updates: int, trim: float) -> int:

@@ -18,10 +18,14 @@ _PIECE = 1 << 15  # elements at a time where there are moments: the rules ask th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What the optimiser remembers: steps taken, and float32 moments of the weights' shape, 4 bytes an element each."""
+    """What the optimiser remembers: steps taken, and float32 moments of the weights' shape, 4 bytes an element each.
+
+    `residual` is one more where steps are encoded on their way down with feedback: what they have lost so far.
+    """
 
     step: int = 0
     moments: Moments = field(default_factory=dict[str, np.ndarray])
+    residual: np.ndarray | None = None
 
 
 def pseudo_gradient(
@@ -59,7 +63,8 @@ def taken_over(outer: Outer, shape: tuple[int, ...], state: State) -> State:
     """
     names = _moment_names(outer)
     _check_state(state, names, shape, outer.kind)
-    return State(state.step + 1, state.moments or {name: np.empty(shape, np.float32) for name in names})
+    # Zeros, for a step may be of a part only; the system gives them as they are touched.
+    return State(state.step + 1, state.moments or {name: np.zeros(shape, np.float32) for name in names})
 
 
 def step_window(outer: Outer, number: int, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], moments: Moments) -> None:
@@ -89,8 +94,9 @@ def step_window(outer: Outer, number: int, arrays: tuple[np.ndarray, np.ndarray,
 
 
 def to_arrays(state: State) -> dict[str, np.ndarray]:
-    """Return the state as named arrays, for a safetensors file: `step` (int64, shape (1,)) and the moments."""
-    return {"step": np.array([state.step], np.int64), **state.moments}
+    """Return the state as named arrays, for a safetensors file: `step` (int64, shape (1,)), moments, residual."""
+    residual = {} if state.residual is None else {"residual": state.residual}
+    return {"step": np.array([state.step], np.int64), **state.moments, **residual}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> State:
@@ -100,11 +106,12 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> State:
     if number is None or number.shape != (1,) or number.dtype != np.int64 or number[0] < 0:
         raise Invalid("optimiser state: step must be one int64 of at least 0; restore the stored file")
     for name, moment in moments.items():
-        if name not in ("momentum", "first", "second"):
-            raise Invalid(f"optimiser state: {name!r}: there is no such moment; there is momentum, first, second")
+        if name not in ("momentum", "first", "second", "residual"):
+            raise Invalid(f"optimiser state: {name!r}: there is none; there is momentum, first, second, residual")
         if moment.ndim != 1 or moment.dtype != np.float32 or not np.isfinite(moment).all():
             raise Invalid(f"optimiser state: {name} must be a flat vector of finite float32; restore the stored file")
-    return State(int(number[0]), moments)
+    residual = moments.pop("residual", None)
+    return State(int(number[0]), moments, residual)
 
 
 def _sgd(outer: Outer, gradient: np.ndarray, moments: Moments, number: int) -> tuple[np.ndarray, Moments]:

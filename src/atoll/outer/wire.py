@@ -66,20 +66,22 @@ class _Form:
         return (most if self.level is None else zstd.most_bytes(most)) + self.scale_bytes(length)
 
 
-def encode(vector: np.ndarray, transforms: tuple[Transform, ...]) -> Iterator[Chunk]:
+def encode(vector: np.ndarray, transforms: tuple[Transform, ...], *, finite: bool = False) -> Iterator[Chunk]:
     """Return the chunks of a flat float32 vector with `transforms` applied, in offset order.
 
     clip scales the whole vector, by its L2 norm in float64, to a norm of at most `value`. topk drops, of each chunk,
     elements no larger than the smallest that it keeps, and is exact for those. The formats round each number within
     the bound that `atoll.outer.formats` states; after clip that may lift the norm over `value`. zstd is exact. Without
-    a format chunks are views where they can be: the vector must not change until they are sent.
+    a format chunks are views where they can be: the vector must not change until they are sent. ``finite``: the caller
+    has looked through all of it already.
 
     Raises `TaskFailed` when the update is not finite, before the first chunk; `Invalid` for a wrong vector or order.
     """
     form = _form(transforms)
     _check_flat("update", vector)
-    windows = _clipped(vector, None, form.bound)
-    return (_encoded(offset, window, form)[0] for offset, window in windows)
+    plain = finite and form.bound == math.inf
+    windows = _corrected(vector, None) if plain else _clipped(vector, None, form.bound)
+    return (_cut(offset, window, form).chunk for offset, window in windows)
 
 
 def recalls(transforms: tuple[Transform, ...]) -> bool:
@@ -98,15 +100,34 @@ def feedback(
     `corrected` is the sum after clip: clip bounds what leaves, and what it cuts off is not fed back.
 
     A pure function of its arguments: to encode the same update again gives the same bytes and the same residual.
-    Memory beyond the vectors: O(CHUNK). Raises as `encode` does.
+    Memory beyond the vectors: O(CHUNK). Raises as `encode` does, but without clip looks at a window only when its turn
+    comes: a second pass over two vectors costs as much as the format.
     """
     form = _form(transforms)
     _check_flat("update", update)
     _check_flat("residual", residual)
     if residual.shape != update.shape:
         raise Invalid(f"residual: {residual.size} elements, the update has {update.size}; begin again with zeros")
-    windows = _clipped(update, residual, form.bound)
-    return ((chunk, lost()) for chunk, lost in (_encoded(offset, window, form) for offset, window in windows))
+    if form.bound == math.inf:
+        windows = ((offset, _finite(offset, window)) for offset, window in _corrected(update, residual))
+    else:
+        windows = _clipped(update, residual, form.bound)
+    cuts = (_cut(offset, window, form) for offset, window in windows)
+    return ((cut.chunk, cut.lost(cut.arrived(), form)) for cut in cuts)
+
+
+def sent(offset: int, window: np.ndarray, transforms: tuple[Transform, ...]) -> tuple[Chunk, np.ndarray, np.ndarray]:
+    """Return the chunk of one window at `offset`, what `decode` makes of it, and what is lost of it and fed back.
+
+    For who needs at once what every receiver will have. The window is contiguous float32 of at most CHUNK; there is no
+    clip, which is of the whole vector. Both arrays are float32 of its shape, and its own may be either of them.
+    Raises `TaskFailed` when it is not finite.
+    """
+    form = _form(transforms)
+    assert form.bound == math.inf, "clip is of a whole vector"
+    cut = _cut(offset, _finite(offset, window), form)
+    arrived = cut.arrived()
+    return cut.chunk, cut.spread(arrived), cut.lost(arrived, form)
 
 
 def decode(chunk: Chunk, transforms: tuple[Transform, ...], size: int) -> np.ndarray:
@@ -168,39 +189,44 @@ def _clipped(vector: np.ndarray, residual: np.ndarray | None, bound: float) -> I
     It is looked through twice rather than copied: a window is corrected again, to the same bits.
     """
 
-    def corrected(offset: int) -> np.ndarray:
-        window = np.ascontiguousarray(vector[offset : offset + CHUNK], "<f4")
-        if residual is None:
-            return window
-        with np.errstate(over="ignore"):  # what is not finite is found and told below
-            return window + residual[offset : offset + CHUNK]
-
-    norm = _norm(vector.size, corrected, bound != math.inf)
+    norm = _norm(_corrected(vector, residual), bound != math.inf)
     factor = bound / norm * _ROUNDING if norm > bound else 1.0
 
-    def scaled(offset: int) -> np.ndarray:
-        window = corrected(offset)
+    def scaled(window: np.ndarray) -> np.ndarray:
         return window if factor == 1.0 else np.multiply(window, factor, dtype=np.float64).astype("<f4")
 
-    return ((offset, scaled(offset)) for offset in range(0, vector.size, CHUNK))
+    return ((offset, scaled(window)) for offset, window in _corrected(vector, residual))
 
 
-def _norm(size: int, window_at: Callable[[int], np.ndarray], wanted: bool) -> float:
+def _corrected(vector: np.ndarray, residual: np.ndarray | None) -> Iterator[tuple[int, np.ndarray]]:
+    for offset in range(0, vector.size, CHUNK):
+        window = np.ascontiguousarray(vector[offset : offset + CHUNK], "<f4")
+        if residual is not None:
+            with np.errstate(over="ignore"):  # whoever looks at it finds what is not finite, and tells
+                window = window + residual[offset : offset + CHUNK]
+        yield offset, window
+
+
+def _finite(offset: int, window: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(window)
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        raise TaskFailed(
+            f"update: {window[bad]} at element {offset + bad}: the update is not finite; "
+            "lower the learning rate or mend the loss"
+        )
+    return window
+
+
+def _norm(windows: Iterator[tuple[int, np.ndarray]], wanted: bool) -> float:
     """Return the L2 norm in float64, or 0.0 where it is not `wanted`; raise `TaskFailed` for what is not finite.
 
     It is summed pairwise by piece, so that it never depends on the number of threads.
     """
     squares: list[float] = []
     scratch = np.empty(_PIECE)
-    for offset in range(0, size, CHUNK):
-        window = window_at(offset)
-        finite = np.isfinite(window)
-        if not finite.all():
-            bad = int(np.argmin(finite))
-            raise TaskFailed(
-                f"update: {window[bad]} at element {offset + bad}: the update is not finite; "
-                "lower the learning rate or mend the loss"
-            )
+    for offset, window in windows:
+        _finite(offset, window)
         for start in range(0, window.size if wanted else 0, _PIECE):
             piece = window[start : start + _PIECE]
             wide = scratch[: piece.size]
@@ -209,29 +235,50 @@ def _norm(size: int, window_at: Callable[[int], np.ndarray], wanted: bool) -> fl
     return math.sqrt(math.fsum(squares))
 
 
-def _encoded(offset: int, window: np.ndarray, form: _Form) -> tuple[Chunk, Callable[[], np.ndarray]]:
-    """Return a window's chunk, and how to find what of it is lost and to be recalled."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    """A window as it is sent: its chunk, and the numbers of it that were picked and packed."""
+
+    chunk: Chunk
+    window: np.ndarray
+    places: np.ndarray | None  # of what was picked; None: all of it
+    picked: np.ndarray
+    unpack: Callable[[], np.ndarray]
+
+    def arrived(self) -> np.ndarray:
+        """Return the numbers picked as the receiver reads them."""
+        return self.unpack()
+
+    def spread(self, arrived: np.ndarray) -> np.ndarray:
+        """Return the whole window as the receiver reads it."""
+        if self.places is None:
+            return arrived
+        whole = np.zeros_like(self.window)
+        whole[self.places] = arrived
+        return whole
+
+    def lost(self, arrived: np.ndarray, form: _Form) -> np.ndarray:
+        """Return what the receiver does not have of the window, as far as it is to be recalled."""
+        rounding = self.picked - arrived if form.recalls_rounding else np.zeros_like(self.picked)
+        if self.places is None:
+            return rounding
+        rest = self.window.copy() if form.recalls_places else np.zeros_like(self.window)
+        rest[self.places] = rounding
+        return rest
+
+
+def _cut(offset: int, window: np.ndarray, form: _Form) -> _Cut:
     places = None if form.share is None else sparse.largest(window, form.count(window.size))
     picked = window if places is None else window[places]
     numbers, scales = form.format.pack(picked)
-
-    def lost() -> np.ndarray:
-        rounding = np.zeros_like(picked)
-        if form.recalls_rounding:
-            np.subtract(picked, form.format.unpack(_bytes(numbers), _bytes(scales), picked.size), out=rounding)
-        if places is None:
-            return rounding
-        rest = window.copy() if form.recalls_places else np.zeros_like(window)
-        rest[places] = rounding
-        return rest
-
     data = numbers.view(np.uint8)
     if form.level is not None:
         data = zstd.grouped(data, form.format.width)
     if places is not None:
         data = np.concatenate([sparse.pack(places, window.size), data])
     packed = _bytes(data) if form.level is None else zstd.pack(data, form.level)
-    return Chunk(offset, window.size, packed, _bytes(scales)), lost
+    chunk = Chunk(offset, window.size, packed, _bytes(scales))
+    return _Cut(chunk, window, places, picked, lambda: form.format.unpack(_bytes(numbers), _bytes(scales), picked.size))
 
 
 def _bytes(array: np.ndarray) -> memoryview:

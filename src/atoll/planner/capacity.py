@@ -67,7 +67,11 @@ def table(job: TrainJob, plan: Plan, fleet: Fleet, profiles: Mapping[str, Profil
 
 def _round_seconds(place: Place, sync: Sync) -> float:
     size = round_bytes(place.profile.parameters, sync)
-    return place.step_seconds * sync.period + place.link_seconds(size)
+    hidden = sync.delay * place.step_seconds
+    compute = place.step_seconds * sync.stride
+    if sync.seconds is not None:
+        compute = min(compute, max(sync.seconds, place.step_seconds))
+    return compute + max(0.0, place.link_seconds(size) - hidden)
 
 
 def _changed(job: TrainJob, place: Place, faster: float, bigger: float) -> Place:

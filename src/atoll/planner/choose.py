@@ -51,9 +51,11 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
     sites, unable = _able(job, fleet, admitted.sites, profiles)
     _check_same_model(sites, profiles)
     _check_wait(job.sync, len(sites))
+    _check_fragments(job.sync, min(profiles[site].parameters for site in sites))
     gradients = _check_gradients(job, [profiles[site] for site in sites])
     initialiser = allowed.initialiser(sites, answers)
     evaluating = allowed.evaluators(job, fleet, answers, sites)
+    _check_personal(job.sync, sites, evaluating.sites)
     layouts = {site: _best_layout(job, fleet, site, profiles[site]) for site in sites}
     at = places(layouts, fleet, profiles)
     gather = _gather(job, fleet, answers, layouts, at)
@@ -68,7 +70,7 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
         initialiser=initialiser,
         layouts=layouts,
         sync=sync,
-        rounds=rounds(job.steps, sync.period),
+        rounds=rounds(job.steps, sync.stride),
         price=chosen.price,
         reasons=(_why(job, chosen, synced), *admitted.left_out, *guessed, *unable, *evaluating.left_out),
         considered=(*gather, *considered, *others),
@@ -126,7 +128,7 @@ def _inability(job: TrainJob, fleet: Fleet, name: str, profile: Profile | None) 
         return "it did not measure the task; see its log and try again"
     site = fleet.site(name)
     smallest = min((device.memory_bytes for device in largest_node(site)), default=0) if site else 0
-    needed = rank_memory(profile, job.optimiser)
+    needed = rank_memory(profile, job.optimiser, job.sync is not None and job.sync.control)
     if needed <= smallest:
         return None
     return f"a rank needs {volume(needed)} and its device has {volume(smallest)}; use a smaller model or batch"
@@ -143,6 +145,22 @@ def _check_wait(sync: Sync | None, sites: int) -> None:
     if sync and sync.wait.count is not None and sync.wait.count > sites:
         wait = sync.wait
         raise Invalid(f"sync.wait.count: {wait.count} sites, and {sites} can train; set it to at most {sites}")
+
+
+def _check_fragments(sync: Sync | None, parameters: int) -> None:
+    if sync and sync.fragments > parameters:
+        raise Invalid(
+            f"sync.fragments: {sync.fragments}: the model has {parameters} parameters, and each fragment needs one; "
+            f"set it to at most {parameters}"
+        )
+
+
+def _check_personal(sync: Sync | None, sites: Sequence[str], evaluating: Sequence[str]) -> None:
+    if sync and sync.keep_local and (others := [site for site in evaluating if site not in sites]):
+        raise Invalid(
+            f"data.evaluate: {', '.join(others)}: does not train, so it has no tensors of its own to evaluate with "
+            "(sync.keep_local); name sites that train"
+        )
 
 
 def _check_gradients(job: TrainJob, profiles: Sequence[Profile]) -> bool:

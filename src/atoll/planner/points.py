@@ -39,10 +39,11 @@ def points(job: TrainJob, sites: int, gradients: bool = True) -> tuple[Point, ..
 
 
 def name(sync: Sync) -> str:
-    """Return a point's name for people: its preset, or what it exchanges, and its period."""
+    """Return a point's name for people: its preset, or what it exchanges, its period, and into how many parts cut."""
     if sync.exchange == "gradient" and sync.period == 1 and sync.wait.kind == "all":
         return "exchange every step"
-    return f"{sync.preset or f'{sync.exchange} exchange'}, period {sync.period}"
+    parts = f" in {sync.fragments} fragments" if sync.fragments > 1 else ""
+    return f"{sync.preset or f'{sync.exchange} exchange'}, period {sync.period}{parts}"
 
 
 def _of_arrays(point: Point) -> Point:

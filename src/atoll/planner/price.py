@@ -1,23 +1,28 @@
 """What a candidate is predicted to cost: one stated model, so that a wrong prediction can be traced to a term.
 
-P parameters, S sites, T steps, k = period, R = ceil(T / k) rounds, r ranks at a site with d devices, float32:
+P parameters, S sites, T steps, F fragments, k = period / F, R = ceil(T / k) rounds, r ranks at a site with d devices,
+float32:
 
     step       s(r) = step_seconds / min(r, d) + [r > 1] x (ALL_REDUCE_SECONDS + 2 (r-1)/r x 4 P / LOCAL_BANDWIDTH)
-    compute    C = T x max over sites of s(r)                                                     seconds
-    down       4 P                                                                                bytes
-    up         o + b(n), with n = P and o = 0, or under topk n = ceil(share P), o = min(ceil(P / 8), 2 n) for places
+    compute    C = T x max over sites of s(r), or with `seconds`, B, at most R x max(B, that of one step)
+    down       4 P, or with fragments or `down` a change: as up, by the transforms of `down`      bytes
+    up         o + b(n), with p = ceil(P / F), n = p and o = 0, or under topk n = ceil(share p) and places that take
+               o = min(ceil(p / 8), 2 n)                                                          bytes
     b(n)       4 n, bfloat16 2 n, int8 n + 4 ceil(n / 1024), int4 ceil(n / 2) + 2 ceil(n / 64)    bytes
     link       L = max over sites of ROUND_TRIPS x latency + (down + up) / bandwidth              seconds
     hub        H = n (down + up) / HUB_BANDWIDTH, for the hub shares its link among n sites       seconds
-    transfer   X = R x (max(L, H) + ROUND_SECONDS)                                                seconds
+    transfer   X = R x (max(0, max(L, H) - delay x max over sites of s(r)) + ROUND_SECONDS)       seconds
     bytes      R x n x (down + up) + 4 P, the last for the first weights going up
     memory     max(measured, 4 P x (weights + gradient + moments)) + 4 P x (start + delta)        bytes a rank
     seconds    (C + X) x n / S
 
 n is S, unless rounds wait for a buffer of n updates: then sites deliver by turns, and a round comes S / n times as
-often. A quorum is priced as if every site came. What zstd saves is not known before it is tried, and counts as
-nothing. Starting workers, statistics and evaluation are not counted, nor is the work of encoding, overlap of transfer
-with compute, nor several sites sharing one machine.
+often; then a site's last version is seldom the one before, and weights are priced whole. A quorum is priced as if every
+site came. With control variates 2 P numbers go down and up in a round, and a rank
+holds 20 P bytes more. What zstd saves is not known before it is tried, and counts as
+nothing. Compute hides of a round's transfer what `delay` steps of the slowest site take, for that is how far sites go
+on meanwhile; nothing else of the two overlaps. Starting workers, statistics and evaluation are not counted, nor is the
+work of encoding, nor several sites sharing one machine.
 """
 
 import math
@@ -26,7 +31,7 @@ from dataclasses import dataclass
 
 from atoll.spec.fleet import Dataset, Device, Fleet, Link, Profile, Site
 from atoll.spec.job import Optimiser, TrainJob
-from atoll.spec.plan import Layout, Price, Sync
+from atoll.spec.plan import Layout, Price, Sync, Transform
 
 FLOAT_BYTES = 4
 INT8_BLOCK = 1024  # parameters that share one float32 scale
@@ -78,11 +83,21 @@ def places(layouts: Mapping[str, Layout], fleet: Fleet, profiles: Mapping[str, P
 
 
 def wire_bytes(parameters: int, sync: Sync) -> int:
-    """Bytes of one site's update on the wire, after the sync's transforms, as if it were one chunk.
+    """Bytes of one site's update on the wire, after the sync's transforms, as if it were one chunk."""
+    return _encoded(parameters, sync.wire)
 
-    Places that topk keeps take a bit a parameter, or about two bytes each where that is less. zstd counts as nothing.
-    """
-    kinds = {step.kind: step for step in sync.wire}
+
+def down_bytes(parameters: int, sync: Sync) -> int:
+    """Bytes of the weights on their way to one site: whole, or what changed since the round before."""
+    if sync.wait.kind == "buffer" or not (sync.down or sync.fragments > 1):
+        return FLOAT_BYTES * parameters
+    return _encoded(math.ceil(parameters / sync.fragments), sync.down)
+
+
+def _encoded(parameters: int, wire: tuple[Transform, ...]) -> int:
+    """Places that topk keeps take a bit a parameter, or about two bytes each where that is less. zstd counts as
+    nothing."""
+    kinds = {step.kind: step for step in wire}
     numbers, places = parameters, 0
     if (topk := kinds.get("topk")) and topk.share is not None:
         numbers = math.ceil(topk.share * parameters)
@@ -96,14 +111,15 @@ def wire_bytes(parameters: int, sync: Sync) -> int:
     return places + FLOAT_BYTES * numbers
 
 
-def rounds(steps: int, period: int) -> int:
+def rounds(steps: int, stride: int) -> int:
     """How many rounds take `steps` inner steps; the last may be shorter."""
-    return math.ceil(steps / period)
+    return math.ceil(steps / stride)
 
 
 def round_bytes(parameters: int, sync: Sync) -> int:
-    """Bytes between one site and the hub in one round: the weights down, an update up."""
-    return FLOAT_BYTES * parameters + wire_bytes(parameters, sync)
+    """Bytes between one site and the hub in one round: the weights or their change down, an update up."""
+    exchanged = 2 * parameters if sync.control else parameters
+    return down_bytes(exchanged, sync) + wire_bytes(math.ceil(exchanged / sync.fragments), sync)
 
 
 def step_memory(parameters: int, optimiser: Optimiser) -> int:
@@ -112,10 +128,11 @@ def step_memory(parameters: int, optimiser: Optimiser) -> int:
     return FLOAT_BYTES * parameters * (2 + moments)
 
 
-def rank_memory(profile: Profile, optimiser: Optimiser) -> int:
+def rank_memory(profile: Profile, optimiser: Optimiser, control: bool = False) -> int:
     """Bytes a rank of a data layout needs, for each holds the whole model; what was measured includes the step's."""
     held = max(profile.memory_bytes, step_memory(profile.parameters, optimiser))
-    return held + 2 * FLOAT_BYTES * profile.parameters  # the round's start and the delta
+    # The round's start and the delta; both control variates, their difference, and gradients summed in float64.
+    return held + (2 + 5 * control) * FLOAT_BYTES * profile.parameters
 
 
 def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
@@ -124,16 +141,20 @@ def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
     size = round_bytes(parameters, sync)
     count = sync.wait.count if sync.wait.kind == "buffer" and sync.wait.count else len(at)
     share = min(1.0, count / len(at))
-    trips = rounds(job.steps, sync.period)
-    compute = job.steps * max(place.step_seconds for place in at) * share
+    trips = rounds(job.steps, sync.stride)
+    step = max(place.step_seconds for place in at)
+    compute = job.steps * step * share
+    if sync.seconds is not None:
+        compute = min(compute, trips * max(sync.seconds, step) * share)
     carried = max(max(place.link_seconds(size) for place in at), count * size / HUB_BANDWIDTH)
+    carried = max(0.0, carried - sync.delay * step)
     transfer = trips * (carried + ROUND_SECONDS) * share
     return Price(
         seconds=compute + transfer,
         compute_seconds=compute,
         transfer_seconds=transfer,
         bytes=trips * count * size + FLOAT_BYTES * parameters,
-        memory_bytes=max(rank_memory(place.profile, job.optimiser) for place in at),
+        memory_bytes=max(rank_memory(place.profile, job.optimiser, sync.control) for place in at),
     )
 
 

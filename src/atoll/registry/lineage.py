@@ -87,6 +87,7 @@ class LineageTree(Document):
                 ),
             ),
             *self._metrics(),
+            *self._personal(),
             Branch(text=_line("code", self.code, f"{self.model.file}: {self.model.task}")),
             Branch(
                 text=f"data: {sum(source.rows for source in self.sources):,} rows at {len(self.sources)} sites",
@@ -101,6 +102,10 @@ class LineageTree(Document):
         ]
         names = ", ".join(self.aliases)
         return Branch(text=_line("model", self.model.reference, names), below=tuple(below))
+
+    def _personal(self) -> tuple[Branch, ...]:
+        patterns = ", ".join(self.model.keep_local)
+        return (Branch(text=f"not in it, for each site keeps its own: {patterns}"),) if patterns else ()
 
     def _metrics(self) -> tuple[Branch, ...]:
         scores = ", ".join(f"{name} {value:.4g}" for name, value in self.model.metrics.items())

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from atoll.errors import Corrupt, Invalid
+from atoll.spec.document import parse
 from atoll.spec.model import Signature, TensorSpec
 
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
@@ -122,7 +123,7 @@ def _spec(name: str, entry: Any) -> TensorSpec:
     shape = entry["shape"]
     if not (isinstance(shape, list) and all(type(extent) is int and extent >= 0 for extent in shape)):
         raise Corrupt(f"weights: tensor {name!r} has shape {str(shape)[:80]}, not a list of sizes")
-    return TensorSpec(name=name, shape=tuple(shape))
+    return parse(TensorSpec, {"name": name, "shape": shape}, f"weights: tensor {name[:80]!r}")
 
 
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:

@@ -123,7 +123,7 @@ class Agent:
                     self._errands[message.run] = self._errand(message.run)
                 self._errands[message.run].assign(message)
             case Release():
-                self._release(message.run)
+                self._release(message.run, message.made)
             case Notice():
                 log.error("the hub says: %s", message.words)
             case _:
@@ -135,13 +135,14 @@ class Agent:
     def _errand(self, run: str) -> Errand:
         return Errand(self._place, run, before=self._ending.get(run))
 
-    def _release(self, run: str) -> None:
-        """End a run's work and drop what was kept of it, in its errand's own time. A run that this process has not
+    def _release(self, run: str, made: bool) -> None:
+        """End a run's work and drop what was kept of it, in its errand's own time, but for the personal tensors of a
+        model that it made. A run that this process has not
         worked on has an errand only to drop its folder, which is one of those listed here: no other name is a path."""
         self._ending = {name: errand for name, errand in self._ending.items() if not errand.ended}
         errand = self._errands.pop(run, None)
         if errand is None and run in self._kept() and run not in self._ending:
             errand = self._errand(run)
         if errand is not None:
-            errand.end(keep=False)
+            errand.end(keep=False, made=made)
             self._ending[run] = errand

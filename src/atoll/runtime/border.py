@@ -1,13 +1,14 @@
 """The hub's own record of what crosses between it and the sites: its rules decide each time, its journal counts once.
 
 A fetch that is repeated after a broken link is another stream of the same thing. It is decided anew, for rules may have
-changed, and it is not counted anew: what a run's site was given once it has.
+changed, and it is not counted anew: what a run's site was given once it has. Weights whole are not the same thing as
+their change to others.
 """
 
 import threading
 
 from atoll.boundary.gate import Gate
-from atoll.errors import Denied
+from atoll.errors import Denied, LinkLost
 from atoll.journal import Entry
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.presence import Presence
@@ -21,7 +22,7 @@ class Border:
 
     def __init__(self, gate: Gate, conductor: Conductor, presence: Presence) -> None:
         self._gate, self._conductor, self._presence = gate, conductor, presence
-        self._given: dict[str, set[tuple[str, str, str]]] = {}  # run under way -> (site, kind, digest)
+        self._given: dict[str, set[tuple[str, str, str, int]]] = {}  # run under way -> (site, kind, digest, bytes)
         self._brought: dict[str, set[tuple[str, int, int]]] = {}  # run under way -> (site, epoch, position)
         self._late: dict[str, dict[str, int]] = {}  # run under way -> site -> the newest stage it was told too late for
         self._turns: dict[str, threading.Lock] = {}
@@ -76,8 +77,13 @@ class Border:
     def decided(
         self, state: State, site: str, kind: CrossingKind, direction: str, size: int, **more: object
     ) -> Crossed:
-        """Put a crossing to the hub's rules; raise `Denied`, journalled, or return the event to journal."""
+        """Put a crossing to the hub's rules; raise `Denied`, journalled, or return the event to journal.
+
+        Raises `LinkLost` for a site that this hub has not heard a hello of.
+        """
         known, job = self._presence.known(site), state.job
+        if known is None:  # its errands are quicker than its agent, where a hub has begun anew
+            raise LinkLost(f"{site}: has not said yet what it is; its next assignment asks for this again")
         name = job.dataset if job.kind == "query" else job.data.dataset
         crossing = Crossing.model_validate(
             {
@@ -113,5 +119,5 @@ class Border:
         return event
 
 
-def _key(crossing: Crossing) -> tuple[str, str, str]:
-    return (crossing.site, crossing.kind, crossing.digest or "")
+def _key(crossing: Crossing) -> tuple[str, str, str, int]:
+    return (crossing.site, crossing.kind, crossing.digest or "", crossing.bytes)

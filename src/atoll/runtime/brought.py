@@ -13,7 +13,7 @@ from atoll.spec.event import Answer
 from atoll.spec.fleet import Dataset, Site
 from atoll.spec.job import QueryJob, TrainJob
 from atoll.spec.message import Parcel
-from atoll.spec.model import Signature
+from atoll.spec.model import Signature, fits
 from atoll.spec.plan import Transform
 
 _MODEL_LIMIT = 1 << 33  # elements of a model: 32 GiB in float32
@@ -27,17 +27,29 @@ def expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[Transf
         size = sum(spec.size for spec in answer.signature)
         if not 0 < size <= _MODEL_LIMIT or size != parcel.size:
             raise Invalid(f"{answer.site}: first weights of {parcel.size} elements where the signature has {size}")
+        patterns = state.plan.sync.keep_local if state.plan is not None else ()
+        if staying := [spec.name for spec in answer.signature if fits(spec.name, patterns)]:
+            raise Invalid(f"{answer.site}: tensor {staying[0]} stays at its site (sync.keep_local); leave it there")
         return (), size
     if state.work != "train" or state.plan is None:
         raise Invalid(f"{answer.site}: stage '{state.work}' takes no update")
     wire = state.plan.sync.wire
-    size = sum(spec.size for spec in state.signature)
+    first, last = span(state, answer)
+    size = last - first
     if (parcel.wire, parcel.size) != (kinds(wire), size):
         raise Invalid(
             f"{answer.site}: an update of {parcel.size} elements as {list(parcel.wire)} "
             f"where the plan has {size} as {list(kinds(wire))}"
         )
     return wire, size
+
+
+def span(state: State, answer: Answer) -> tuple[int, int]:
+    """Return which elements of the model an answer is about, from and up to: a fragment in a train stage, else all."""
+    if state.work == "initialise":
+        return 0, sum(spec.size for spec in answer.signature)
+    size = sum(spec.size for spec in state.signature)
+    return (0, size) if state.plan is None else state.plan.sync.span(size, answer.version)
 
 
 def kinds(wire: tuple[Transform, ...]) -> tuple[str, ...]:
@@ -52,6 +64,8 @@ def checked(state: State, answer: Answer, known: Site | None) -> None:
     (``known`` is the site as it is now, for a plan that was not told), of which a task may make several examples each.
     """
     least, most = _examples(state, answer, known)
+    if state.work == "train" and state.plan is not None and state.plan.sync.seconds is not None:
+        most = _in_steps(state, answer, most)
     if not least <= answer.examples <= most:
         raise Invalid(
             f"{answer.site}: examples: {answer.examples}: stage '{state.work}' has {least} to {most} there; "
@@ -73,9 +87,20 @@ def checked(state: State, answer: Answer, known: Site | None) -> None:
 def _examples(state: State, answer: Answer, known: Site | None) -> tuple[int, int]:
     job = state.job
     if state.work == "train" and isinstance(job, TrainJob) and state.plan is not None:
-        period = state.plan.sync.period
-        return 1, job.batch * max(1, min(period, job.steps - answer.version * period))
+        stride = state.plan.sync.stride
+        return 1, job.batch * max(1, min(stride, job.steps - answer.version * stride))
     return 0, _rows(state, answer.site, known) * _CUT
+
+
+def _in_steps(state: State, answer: Answer, most: int) -> int:
+    """Return how many examples the steps that an answer tells of can have had, at ``most`` those of a whole round."""
+    assert isinstance(state.job, TrainJob)
+    steps = most // state.job.batch
+    if not 1 <= answer.steps <= steps:
+        raise Invalid(
+            f"{answer.site}: steps: {answer.steps}: a round has 1 to {steps}; look at what answers for that site"
+        )
+    return answer.steps * state.job.batch
 
 
 def _rows(state: State, site: str, known: Site | None) -> int:
@@ -88,10 +113,11 @@ def _rows(state: State, site: str, known: Site | None) -> int:
 class Watched:
     """A stream's frames, handed on as they come, so that of what is wrong with them the tensor can be told."""
 
-    def __init__(self, frames: Wanted, site: str, signature: Signature, plain: bool) -> None:
-        """``plain``: the frames are float32 as it is, in which a single element can be found."""
+    def __init__(self, frames: Wanted, site: str, signature: Signature, plain: bool, first: int = 0) -> None:
+        """``plain``: the frames are float32 as it is, in which a single element can be found. Their elements are those
+        of the model from ``first`` on."""
         self._frames, self._site, self._plain = frames, site, plain
-        self._signature = signature
+        self._signature, self._first = signature, first
         self._frame: FrameLike | None = None  # the one that is being taken
         self._next = 0  # the element after it
 
@@ -111,14 +137,18 @@ class Watched:
     def _place(self) -> str:
         frame = self._frame
         if frame is None:  # too few came, or what came is no frame
-            return tensors(self._signature, self._next, self._next + 1)
+            return self._tensors(self._next, self._next + 1)
         if self._plain and len(frame.data) == 4 * frame.length:
             values = np.frombuffer(frame.data, "<f4")
             wrong = np.flatnonzero(~np.isfinite(values))
             if wrong.size:
                 at = frame.offset + int(wrong[0])
-                return f"{tensors(self._signature, at, at + 1)}: {values[wrong[0]]} at element {at} of the model"
-        return tensors(self._signature, frame.offset, frame.offset + frame.length)
+                element = f"element {self._first + at} of the model"
+                return f"{self._tensors(at, at + 1)}: {values[wrong[0]]} at {element}"
+        return self._tensors(frame.offset, frame.offset + frame.length)
+
+    def _tensors(self, start: int, stop: int) -> str:
+        return tensors(self._signature, self._first + start, self._first + stop) if start >= 0 else ""
 
 
 def tensors(signature: Signature, start: int, stop: int) -> str:

@@ -10,13 +10,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import cast
 
 from atoll.errors import AtollError, Unavailable
 from atoll.journal import Entry, Journal
+from atoll.runtime import faults
 from atoll.runtime.machine import Alarm, Command, begin, step
 from atoll.runtime.state import State
 from atoll.spec.event import Broken, Cancelled, Event, Expired, Restarted, RunEvent, Submitted
@@ -39,13 +40,17 @@ class Conductor:
     every entry, old and new, in order, for whoever keeps a view.
 
     Of a run that is over `states` keeps what people are shown of it (job, plan, losses, result, words) and no more;
-    everything else is in the journal.
+    everything else is in the journal. ``retry``: seconds until what a full disk did not take is tried again.
     """
 
     def __init__(
-        self, journal: Journal, perform: Callable[[State, Command], None], seen: Callable[[Entry], None]
+        self,
+        journal: Journal,
+        perform: Callable[[State, Command], None],
+        seen: Callable[[Entry], None],
+        retry: float = _RETRY,
     ) -> None:
-        self._journal, self._perform, self._seen = journal, perform, seen
+        self._journal, self._perform, self._seen, self._retry = journal, perform, seen, retry
         self._inbox: queue.SimpleQueue[_Posted | None] = queue.SimpleQueue()
         self._alarms: list[tuple[float, int, Event]] = []
         self._order = itertools.count()
@@ -98,7 +103,7 @@ class Conductor:
         """Return everything that waits: events posted, also just before `close`, and alarms that are due."""
         wait = self._alarms[0][0] - time.monotonic() if self._alarms else None
         if self._held:
-            wait = _RETRY if wait is None else min(wait, _RETRY)
+            wait = self._retry if wait is None else min(wait, self._retry)
         found: list[_Posted | None] = []
         try:
             found.append(self._inbox.get(timeout=max(0.0, wait) if wait is not None else None))
@@ -124,18 +129,21 @@ class Conductor:
 
     def _take(self, posted: list[_Posted]) -> None:
         commands: list[tuple[State, Command]] = []
+        happened: list[Event] = []
         groups = [list(group) for _, group in itertools.groupby(posted, key=lambda item: item.actor)]
         for number, items in enumerate(groups):
+            events = [event for item in items for event in item.events]
+            _reached("posted", events)
             try:
-                entries = self._journal.append(
-                    *(event for item in items for event in item.events), actor=items[0].actor
-                )
+                entries = self._journal.append(*events, actor=items[0].actor)
             except AtollError as error:
                 # What came later fails with it: a site that left and came back must not be told of the other way round.
                 self._failed([item for later in groups[number:] for item in later], error)
                 break
             self.trouble = None
+            happened += events
             for entry in entries:
+                faults.reached("hub", "journalled", entry.event.kind)
                 if isinstance(entry.event, Submitted | Restarted | Cancelled):
                     self.here.add(entry.event.run)
                 commands += self._fold(entry.event)
@@ -148,6 +156,7 @@ class Conductor:
         if not self.closing:  # what is journalled and not performed is performed by `resume`
             for state, command in commands:
                 self._act(state, command)
+            _reached("performed", happened)
 
     def _failed(self, items: list[_Posted], error: AtollError) -> None:
         """Who waits for an entry is told; what nobody waits for is tried again, for it must not be lost."""
@@ -185,6 +194,11 @@ class Conductor:
             # This thread conducts every run: what goes wrong with one ends that one, and the log has the traceback.
             log.exception("run %s", state.run)
             self.post(Broken(run=state.run, site="hub", words=f"fault in the hub: {error!r}"))
+
+
+def _reached(point: str, events: Iterable[Event]) -> None:
+    for event in events:
+        faults.reached("hub", point, event.kind)
 
 
 def _wanted(item: _Posted) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from atoll.errors import AtollError, Unavailable
+from atoll.errors import AtollError, Invalid, Unavailable
 from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.desk import Parts
 from atoll.runtime.planning import ROLES
@@ -36,6 +36,11 @@ class Deploying:
     def deploy(self, deployment: Deployment, user: str) -> DeploymentView:
         """Start a replica of a model; blocks until it answers or has failed."""
         model = self._models.get(deployment.model)
+        if model.keep_local:
+            raise Invalid(
+                f"deployment: tensors of {model.reference} stayed at its sites ({', '.join(model.keep_local)}), so no "
+                "replica has the whole model; submit a predict job, which answers at a site with its own"
+            )
         deployment = deployment.model_copy(update={"model": model.reference})
         self._gate.ask(self._deploying(deployment, user), f"{model.reference} as {deployment.name}")
         view = self._launch(deployment)

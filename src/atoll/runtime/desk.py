@@ -7,7 +7,7 @@ bring only what its run is waiting for.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from atoll.boundary.channel import Frame, FrameLike, Send, Wanted
 from atoll.boundary.gate import Gate
@@ -15,7 +15,9 @@ from atoll.errors import Denied, Invalid, LinkLost, NotFound, Unavailable, Unfit
 from atoll.journal import Entry
 from atoll.registry.blobs import Blobs
 from atoll.registry.models import Models
+from atoll.runtime import faults
 from atoll.runtime.border import Border
+from atoll.runtime.branches import Branches
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.files import Folders
 from atoll.runtime.intake import Intake
@@ -24,6 +26,7 @@ from atoll.runtime.quarantine import Quarantine
 from atoll.runtime.questions import Questions
 from atoll.runtime.state import spent
 from atoll.runtime.stock import Stock
+from atoll.runtime.tree import Tree
 from atoll.spec.event import (
     Broken,
     Planned,
@@ -31,9 +34,22 @@ from atoll.spec.event import (
     Refused,
     Rejected,
     Restarted,
+    Revoked,
     SiteReleased,
 )
-from atoll.spec.message import Decisions, Done, Failure, Hello, Message, Parcel, Progress, Refusal, Release
+from atoll.spec.message import (
+    Decisions,
+    Done,
+    Failure,
+    Hello,
+    Message,
+    Parcel,
+    Progress,
+    Refusal,
+    Relayed,
+    Release,
+    Unusable,
+)
 from atoll.spec.run import SiteProgress
 
 _PROBE_LIMIT = 8 << 20  # bytes that a link probe may ask for
@@ -51,6 +67,7 @@ class Parts:
     models: Models
     folders: Folders
     changed: Callable[[str], None]  # this run's view has news
+    tree: Tree = field(default_factory=Tree)
 
 
 class Desk:
@@ -59,7 +76,9 @@ class Desk:
     def __init__(self, parts: Parts) -> None:
         self._parts, self._conductor = parts, parts.conductor
         self.quarantine = Quarantine()
-        self.presence = Presence(parts.conductor, self.quarantine, parts.changed)
+        self.tree = parts.tree
+        self.presence = Presence(parts.conductor, self.quarantine, parts.tree, parts.changed)
+        self._branches = Branches(parts.tree, self.presence.send, self)
         self.questions = Questions(self.presence)
         self._border = Border(parts.gate, parts.conductor, self.presence)
         self._intake = Intake(parts.conductor, parts.folders, self._border, self.presence, self.quarantine, self._room)
@@ -67,6 +86,8 @@ class Desk:
 
     def seen(self, entry: Entry) -> None:
         self._border.seen(entry)
+        for relay in self.tree.seen(entry):
+            self.presence.send(relay, self.tree.admitted(relay))
         quarantined = self.quarantine.seen(entry)
         match entry.event:
             case Planned() | Restarted() as event:
@@ -75,6 +96,9 @@ class Desk:
                 self._conductor.post(quarantined)
             case Quarantined() as event:
                 self.presence.bar(event)
+                self._branches.lost(event.site, event.words)
+            case Revoked() as event:
+                self._branches.close(event.site, "it was revoked")
             case SiteReleased() as event:
                 self.presence.release(event.site)
             case _:
@@ -92,11 +116,17 @@ class Desk:
         return self.presence.admits(site, secret)
 
     def opened(self, site: str, send: Send) -> None:
+        if (relay := self.tree.behind(site)) is not None and not self._branches.carries(site, send):
+            raise Denied(f"{site}: was invited to be behind {relay}; dial that one, or ask for another invitation")
+        self._branches.lost(site, "it began another session")
         if self.presence.opened(site, send):
             self.questions.abandon(f"{site}: began another session; try again", site=site)
+        if self.tree.is_relay(site):
+            self.presence.send(site, self.tree.admitted(site))
 
     def closed(self, site: str, send: Send, words: str) -> None:
         if self.presence.closed(site, send, words):
+            self._branches.lost(site, words)
             self.questions.abandon(f"{site}: left ({words}); try again once it is back", site=site)
 
     # --- what sites say -----------------------------------------------------------------------------------------
@@ -120,11 +150,25 @@ class Desk:
                 if not self.questions.failed(message.run, site, named(message.error, message.words)):
                     self._failed(site, message)
             case _:
+                self._heard_of(site, message)
+
+    def _heard_of(self, site: str, message: Message) -> None:
+        """Take what a relay says of those behind it."""
+        match message:
+            case Relayed():
+                self._branches.heard(site, message, self.quarantine.words(site))
+            case Unusable() if self._takes_part(site, message.run) and message.run in self._conductor.here:
+                self._intake.unusable(site, message)
+            case Unusable():
+                log.info("%s: brought a relay something for run %s, in which it has no part", site, message.run)
+            case _:
                 raise Invalid(f"{site}: a message of kind {message.kind!r} is the hub's to send, not a site's")
 
     def _takes_part(self, site: str, run: str) -> bool:
         state = self._conductor.states.get(run)
-        return state is not None and not state.over and (site in state.everyone or state.phase == "planning")
+        if state is None or state.over:
+            return False
+        return state.phase == "planning" or any(site in (one, *self.tree.way(one)) for one in state.everyone)
 
     def _told(self, site: str, event: Refused | Broken) -> None:
         """Take a site's word on a run that it has a part in; on another, and in quarantine, it has no say."""
@@ -147,7 +191,8 @@ class Desk:
         """Let a site drop what it keeps of runs that ended while it was away, or that this hub has never heard of."""
         for run in runs:
             if not self._takes_part(site, run) and not self.questions.probing(run, site):
-                self.presence.send(site, Release(run=run, words="the run is over"))
+                made = self._parts.models.of_run(run) is not None
+                self.presence.send(site, Release(run=run, words="the run is over", made=made))
 
     def _note(self, run: str, site: str, state: str, step: int = 0, steps: int = 0) -> None:
         self.presence.note(run, site, SiteProgress(connected=True, state=state[:40], step=step, steps=steps))
@@ -161,20 +206,38 @@ class Desk:
             self._intake.said(site, message)
 
     def take(self, site: str, parcel: Parcel, frames: Wanted) -> None:
-        self._intake.take(site, parcel, frames)
+        if parcel.answers:
+            by = self._branches.maker(site, parcel.answers)
+        else:
+            by = self._branches.speaker(site, parcel.answer and parcel.answer.site)
+        self._check_relay(site, by)
+        self._intake.take(by, parcel, frames)
+
+    def _check_relay(self, relay: str, site: str) -> None:
+        """Nothing comes or goes through a relay in quarantine; its sites wait, as for a lost link."""
+        if site != relay and (quarantined := self.quarantine.words(relay)):
+            raise LinkLost(quarantined)
 
     def give(self, site: str, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
         if parcel.purpose == "probe":
             size = min(parcel.size, _PROBE_LIMIT)
             return parcel, (Frame(start, 0, bytes(min(_PIECE, size - start))) for start in range(0, size, _PIECE))
-        if parcel.digest is None:
+        digest = parcel.digest
+        if digest is None:
             raise Invalid(f"{site}: what is fetched is named by its digest; give one")
+        caller, site, held = site, self._branches.speaker(site, parcel.site), parcel.held
+        self._check_relay(caller, site)
+        parcel = parcel.model_copy(update={"site": None, "held": False})
         if quarantined := self.quarantine.words(site):
             raise Unfit(quarantined)
         with self._room(parcel.run):
             if parcel.purpose == "code":
-                return self._stock.code(site, parcel, parcel.digest, self.questions.code(parcel.run, site))
-            return self._stock.weights(site, parcel, parcel.digest)
+                header, frames = self._stock.code(site, parcel, digest, self.questions.code(parcel.run, site))
+            else:
+                header, frames = self._stock.weights(site, parcel, digest)
+        if held:  # what a relay has is asked for like the rest, and given by the relay
+            return header, iter(())
+        return header, faults.along("hub", "giving", parcel.purpose, frames)
 
     @contextmanager
     def _room(self, run: str) -> Iterator[None]:

@@ -1,6 +1,11 @@
-"""Files on a party's own disk: whole or not there, told torn by a CRC-32, read without taking their size of memory."""
+"""Files on a party's own disk: whole or not there, told torn by a CRC-32, read without taking their size of memory.
+
+What a process wrote is there for the next one even where it was killed, and for nobody after a loss of power, unless it
+was flushed.
+"""
 
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +15,16 @@ from typing import BinaryIO
 import numpy as np
 
 _PIECE = 1 << 20  # bytes
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return secrets.token_hex(16)
+
+
+BOOT = _boot()  # tells one start of the machine from the next, or else this process from the next
 
 
 def file_crc(path: Path) -> int:
@@ -32,12 +47,19 @@ def mapped(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def appearing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that takes its name when it is whole. A durable one outlives a loss of power once its folder does."""
+def appearing(path: Path, durable: bool = False, over: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file that takes its name when it is whole. A durable one outlives a loss of power once its folder does.
+
+    ``over`` is a file that nobody needs any more, to be written over: it becomes this one.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        if over is not None:
+            os.replace(over, part)
+        with part.open("wb" if over is None else "r+b") as file:
             yield file
+            if over is not None:
+                file.truncate()  # what it held behind this
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

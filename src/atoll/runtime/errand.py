@@ -12,6 +12,7 @@ import threading
 
 from atoll.errors import AtollError, Invalid, LinkLost, TaskFailed, Unavailable, Unfit
 from atoll.outer.wire import recalls
+from atoll.runtime import faults, personal
 from atoll.runtime.executor import Group
 from atoll.runtime.incoming import Incoming
 from atoll.runtime.kept import RunFolder
@@ -36,7 +37,7 @@ class Errand:
 
     def __init__(self, place: Place, run: str, before: "Errand | None" = None) -> None:
         self._run, self._before = run, before
-        self._over, self._keep = threading.Event(), True
+        self._over, self._keep, self._made, self._home = threading.Event(), True, False, place.home
         self._folder, self._reports = RunFolder(place.home / "runs" / run), Reports(place.gate, place.site.name)
         incoming = Incoming(place, self._folder, self._reports)
         self._ranks = Ranks(place, incoming, self._reports, self._over)
@@ -50,9 +51,12 @@ class Errand:
         """Take an assignment. One from an earlier epoch or stage than another that was seen is let be."""
         self._inbox.put(assign)
 
-    def end(self, keep: bool) -> None:
-        """Stop, in the middle of a step if need be; `keep` the folder when the run may come back. Returns at once."""
-        self._keep = self._keep and keep
+    def end(self, keep: bool, made: bool = False) -> None:
+        """Stop, in the middle of a step if need be; `keep` the folder when the run may come back. Returns at once.
+
+        Where the run ``made`` a model, this site's own tensors of it stay.
+        """
+        self._keep, self._made = self._keep and keep, self._made or made
         self._over.set()
         spare = self._ranks.leave()  # now, so that the next run finds them
         self._inbox.put(None)
@@ -85,10 +89,14 @@ class Errand:
                 wait = min(wait, _BACKOFF[1])
         finally:
             self._over.set()
+            self._ranks.join()
             spare = self._ranks.leave()
             if spare is not None:
                 spare.close()
             if not self._keep:
+                faults.reached("site", "released", "run")
+                if self._made:
+                    personal.keep(self._home, self._run, self._folder)
                 self._folder.remove()
 
     def _newest(self, unfinished: Assign | None, wait: float) -> Assign | None:
@@ -116,13 +124,14 @@ class Errand:
                 raise OSError(errno.ENOSPC, "no space left")  # as nothing may be computed only to be lost again
             self._short = False
             if self._fresh(a):
+                faults.reached("site", "assigned", a.work)
                 self._stages.do(a)
         except LinkLost as error:
             log.info("run %s, stage %d: %s", self._run, a.position, error)
             return False
         except Unfit as error:  # the hub goes on without it, or asks again; then no file is believed unread
             log.error("run %s, stage %d: not taken: %s", self._run, a.position, error)
-            self._folder.doubt()
+            self._folder.doubt(a.position)
         except (AtollError, OSError) as error:
             return self._ended(a, error)
         except Exception as error:
@@ -162,6 +171,8 @@ class Errand:
 
 def _room(a: Assign) -> int:
     """Return about how many bytes an assignment may still have to write: an update, as it is encoded and what it lost
-    where that is fed back, and an optimiser's two moments."""
-    vectors = 0 if a.work != "train" else 1 + 2 * a.sync.keep_optimiser + 2 * recalls(a.sync.wire)
+    where that is fed back, control variates, an optimiser's two moments, and a site's own weights where they go on."""
+    sync = a.sync
+    state = 2 * sync.keep_optimiser + sync.streaming
+    vectors = 0 if a.work != "train" else 1 + state + 2 * recalls(sync.wire) + sync.control
     return _LITTLE + vectors * 4 * sum(spec.size for spec in a.signature)

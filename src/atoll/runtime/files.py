@@ -18,6 +18,8 @@ from atoll.errors import Corrupt, Unavailable
 from atoll.outer.optimiser import State as OuterState
 from atoll.outer.optimiser import from_arrays, to_arrays
 from atoll.registry import weights
+from atoll.runtime.changes import PATTERN, Changes
+from atoll.runtime.spares import Spares
 from atoll.runtime.spool import Spool
 from atoll.spec.document import Name
 from atoll.spec.model import Signature
@@ -60,7 +62,7 @@ class Folders:
             if path.is_symlink() or not path.is_dir() or not _is_name(path.name):
                 log.warning("%s: is no run's folder; take it away if you do not need it", path)
             elif path.name in going_on:
-                for part in path.glob("*.part-*"):  # what came of an update may be gone on with; the spool knows
+                for part in (*path.glob("*.part-*"), *path.glob(PATTERN)):  # of updates the spool knows
                     part.unlink(missing_ok=True)
             else:
                 log.info("run %s is over: dropping what is left of it", path.name)
@@ -72,7 +74,8 @@ class RunFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.spool = Spool(folder / "spool")
+        self.spool, self.changes = Spool(folder / "spool"), Changes(folder)
+        self._spares = Spares(folder)
         self._turn = threading.Lock()
         self._newest: tuple[str, np.ndarray] | None = None
         self._outer: tuple[str, OuterState] | None = None
@@ -84,7 +87,7 @@ class RunFiles:
         comes, while others work on the next ones.
         """
         weights.check(vector, signature)
-        digest = self._put([weights.head(signature)], (vector,) if pieces is None else pieces)
+        digest = self._put(vector.nbytes, [weights.head(signature)], (vector,) if pieces is None else pieces)
         with self._turn:
             self._newest = (digest, _read_only(vector))
         return digest
@@ -106,7 +109,8 @@ class RunFiles:
         """Keep the outer optimiser's state and return its digest; its moments are not copied."""
         arrays = to_arrays(state)
         entries = [(name, _DTYPES[array.dtype.str], array.shape, array.nbytes) for name, array in arrays.items()]
-        digest = self._put([weights.header(entries)], arrays.values())
+        size = sum(array.nbytes for array in arrays.values())
+        digest = self._put(size, [weights.header(entries)], arrays.values())
         with self._turn:
             self._outer = (digest, state)
         return digest
@@ -150,18 +154,28 @@ class RunFiles:
             raise Corrupt(f"{digest[:19]}...: the stored bytes are others; {_AGAIN}")
 
     def tidy(self, spent: Callable[[int, str], bool]) -> None:
-        """Drop what no restart can need any more: updates that are ``spent(position, site)``, and old weights."""
+        """Drop what no restart can need any more: updates that are ``spent(position, site)``, and old weights.
+
+        Their files become those of the next ones.
+        """
         self.spool.drop(spent)
         files = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
         for path in files[:-_KEPT]:
-            path.unlink(missing_ok=True)
+            self._spares.add(path)
+        self._spares.keep(_KEPT // 2)  # those of one round
 
-    def _put(self, *parts: Iterable[bytes | np.ndarray]) -> str:
-        """Write a file of these pieces, one after the other, that takes its name when it is whole and on the disk."""
+    def _put(self, size: int, *parts: Iterable[bytes | np.ndarray]) -> str:
+        """Write a file of these pieces, one after the other, that takes its name when it is whole and on the disk.
+
+        ``size``: about how many bytes it takes.
+        """
         made = self.folder / f"content.part-{threading.get_ident()}"
         hasher, waiting = hashlib.sha256(), 0
         try:
-            with made.open("wb", buffering=0) as file:
+            over = self._spares.take(size)
+            if over is not None:
+                os.replace(over, made)
+            with made.open("wb" if over is None else "r+b", buffering=0) as file:
                 for piece in itertools.chain(*parts):
                     for data in _cut(piece):
                         hasher.update(data)
@@ -169,11 +183,13 @@ class RunFiles:
                     if waiting >= _FLUSH:
                         os.fdatasync(file.fileno())
                         waiting = 0
+                file.truncate()  # what a larger spare held behind this
                 os.fsync(file.fileno())
             digest = "sha256:" + hasher.hexdigest()
             os.replace(made, self._path(digest))
             _sync_folder(self.folder)  # without it the rename itself may be lost with the power
         except OSError as error:
+            self._spares.keep(0)
             raise Unavailable(f"{self.folder}: {error.strerror}; free some space and the run goes on") from None
         finally:
             made.unlink(missing_ok=True)

@@ -1,4 +1,8 @@
-"""A file of frames: an encoded update out or in, each frame with the header (offset, length, data, scales)."""
+"""A file of frames: an encoded update out or in, each frame with the header (offset, length, data, scales, mark).
+
+It may be written over another one, so what lies behind its last frame may be anything. A frame is written with `BLANK`
+behind it, and its header after it: whoever is killed between leaves the blank, or a header without its mark.
+"""
 
 import os
 import struct
@@ -10,19 +14,22 @@ from atoll.boundary.channel import Bytes, Frame, FrameLike
 from atoll.outer.wire import CHUNK, encoded_bytes
 from atoll.spec.plan import Transform
 
-_HEADER = struct.Struct("<qqqq")  # element that a frame begins at, elements in it, bytes of its data and of its scales
+_HEADER = struct.Struct("<qqqq8s")  # element that a frame begins at, elements in it, bytes of its data and its scales
+_MARK = b"atollbit"  # no zero in it: of a header that is half written it is never there
+BLANK = bytes(_HEADER.size)  # where a header will be
 
 
 def pieces(frame: FrameLike) -> tuple[Bytes, Bytes, Bytes]:
     """Return what a frame is in the file, in order; data and scales are those of the frame and not copied."""
-    return _HEADER.pack(frame.offset, frame.length, len(frame.data), len(frame.scales)), frame.data, frame.scales
+    sizes = len(frame.data), len(frame.scales)
+    return _HEADER.pack(frame.offset, frame.length, *sizes, _MARK), frame.data, frame.scales
 
 
 def frames(path: Path, at: int = 0) -> Iterator[Frame]:
     """Yield the frames from element ``at`` on, one at a time; those before it are stepped over unread."""
     with path.open("rb") as file:
         while header := file.read(_HEADER.size):
-            offset, length, data, scales = _HEADER.unpack(header)
+            offset, length, data, scales, _ = _HEADER.unpack(header)
             if offset < at:
                 file.seek(data + scales, 1)
             else:
@@ -53,10 +60,10 @@ def places(descriptor: int, size: int, wire: tuple[Transform, ...]) -> Iterator[
     """
     there, end, due = os.fstat(descriptor).st_size, 0, 0
     while due < size and len(header := os.pread(descriptor, _HEADER.size, end)) == _HEADER.size:
-        offset, length, data, scales = _HEADER.unpack(header)
+        offset, length, data, scales, mark = _HEADER.unpack(header)
         found = Place(end + _HEADER.size, data, scales)
         bounded = data >= 0 and scales >= 0 and data + scales <= encoded_bytes(min(CHUNK, size - due), wire)
-        if (offset, length) != (due, min(CHUNK, size - due)) or not bounded or found.end > there:
+        if (offset, length, mark) != (due, min(CHUNK, size - due), _MARK) or not bounded or found.end > there:
             return
         yield found
         end, due = found.end, due + length

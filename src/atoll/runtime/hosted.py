@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.boundary.channel import Desk
+from atoll.runtime import faults
 from atoll.runtime import site as sites
 
 _TAIL = 4096  # bytes of a log that are looked through for a site's last words
@@ -48,6 +49,7 @@ class SiteProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
+                env={**os.environ, **faults.handed_on("site", "worker")},
                 start_new_session=True,  # Ctrl-C is the hub's to handle, and a site's processes can be ended as one
             )
         assert self._process.stdin is not None

@@ -18,6 +18,7 @@ from atoll.policy.load import LivePolicy
 from atoll.registry.blobs import Blobs
 from atoll.registry.lineage import LineageTree
 from atoll.registry.models import Models
+from atoll.runtime import faults
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.deploying import Deployer, Deploying
 from atoll.runtime.desk import Desk, Parts
@@ -26,10 +27,11 @@ from atoll.runtime.files import Folders
 from atoll.runtime.machine import Command
 from atoll.runtime.membership import Membership
 from atoll.runtime.performing import Performer
-from atoll.runtime.planning import ROLES, Planning
+from atoll.runtime.planning import ROLES, Planning, holders
 from atoll.runtime.record import Record
 from atoll.runtime.roster import Roster
-from atoll.runtime.state import State
+from atoll.runtime.state import State, spooled
+from atoll.runtime.tree import Tree
 from atoll.runtime.view import Views
 from atoll.spec.document import canonical, near_miss
 from atoll.spec.event import Aliased, Cancelled, Restarted, Submitted
@@ -63,6 +65,7 @@ class Hub:
     """One hub over ``home``/hub, by the ``lock`` that its host took or one taken here. Raises as `take` does."""
 
     def __init__(self, home: Path, deployer: Deployer, site_port: int = 0, lock: IO[str] | None = None) -> None:
+        faults.arm()
         self.home = home.absolute()
         folder = self.home / "hub"
         self._lock = lock or take(home)
@@ -75,7 +78,8 @@ class Hub:
         self._conductor = Conductor(self._journal, self._perform, self._seen)
         self._gate = Gate("hub", self._policy.rules, self._conductor.record)
         self._folders = Folders(folder / "runs")
-        self._membership = Membership(folder, self._conductor.record)
+        tree = Tree()
+        self._membership = Membership(folder, self._conductor.record, tree)
         parts = Parts(
             gate=self._gate,
             conductor=self._conductor,
@@ -83,6 +87,7 @@ class Hub:
             models=self._models,
             folders=self._folders,
             changed=self._views.changed,
+            tree=tree,
         )
         self._desk = Desk(parts)
         self.deploying = Deploying(deployer, folder / "code", parts, self._roster)
@@ -147,7 +152,8 @@ class Hub:
             if known is None:
                 self._gate.ask(self._request("submit", user, job), f"{job.kind} {job.name}")
                 code = self._code(job, bundle)
-                self._conductor.record(Submitted(run=run, user=user, job=job, code=code), actor=user)
+                here = holders(job, self.fleet())
+                self._conductor.record(Submitted(run=run, user=user, job=job, code=code, holders=here), actor=user)
         return run
 
     def _request(self, action: str, user: str, job: Job) -> Request:
@@ -234,7 +240,8 @@ class Hub:
                 continue
             spool = self._folders.of(state.run).spool
             open_answers = [answer for answer in (*state.merging, *state.arrived) if answer.update is not None]
-            missing = [a.site for a in open_answers if not spool.holds((a.position, a.site), a.update or "")]
+            missing = [a.site for a in open_answers if not spool.holds(spooled(a), a.update or "")]
+            faults.reached("hub", "resuming", "run")
             self._conductor.record(Restarted(run=state.run, missing=tuple(missing)))
             resumed.append(state.run)
         return resumed
@@ -246,20 +253,26 @@ class Hub:
 
     def sites(self) -> list[SiteView]:
         """Return every site ever known, with whether it is here now."""
-        fleet = self._desk.presence.fleet()
-        names = {site.name for site in fleet.sites}
+        fleets = (self._desk.presence.fleet(), self._desk.presence.relays())
+        here = [self._roster.view(site, fleet.link(site.name)) for fleet in fleets for site in fleet.sites]
+        names = {view.name for view in here}
         away = [self._away(view) for name, view in sorted(self._roster.sites.items()) if name not in names]
-        here = [self._roster.view(site, fleet.link(site.name)) for site in fleet.sites]
-        words = self._desk.quarantine.words
-        return [view.model_copy(update={"quarantine": words(view.name)}) for view in (*here, *away)]
+        return [self._placed(view) for view in (*here, *away)]
+
+    def _placed(self, view: SiteView) -> SiteView:
+        """Say of a site whether it is in quarantine, and where it is among relays."""
+        tree, quarantine = self._desk.tree, self._desk.quarantine.words(view.name)
+        place = {"relay": tree.is_relay(view.name), "behind": tree.behind(view.name) or ""}
+        return view.model_copy(update={"quarantine": quarantine, **place})
 
     def _away(self, view: SiteView) -> SiteView:
         """Say of a site of this home why it is not started again, where that is known."""
         return view.model_copy(update={"words": self._embedded.words(view.name) or view.words})
 
-    def invite(self, site: str, hours: float = 24.0) -> str:
-        """Return a one-time token with which a site joins. Only its digest is kept."""
-        return self._membership.invite(site, hours, self._server.port)
+    def invite(self, site: str, hours: float = 24.0, relay: str = "", behind: str | None = None) -> str:
+        """Return a one-time token with which a site joins: the hub, as a ``relay`` dialled there, or ``behind`` one.
+        Only its digest is kept."""
+        return self._membership.invite(site, hours, self._server.port, relay, behind)
 
     def revoke(self, site: str, user: str) -> None:
         """Shut a site out: its session ends now, and its certificate opens nothing any more."""

@@ -1,15 +1,20 @@
 """What comes in to a site for a run, code and weights: by digest, through the gate, verified before it is used."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from atoll.boundary.channel import FrameLike
-from atoll.errors import Corrupt
-from atoll.outer.wire import Chunk, decode
+import numpy as np
+
+from atoll.boundary.channel import Bytes, FrameLike
+from atoll.errors import Corrupt, Invalid
+from atoll.outer.down import follow, in_changes
+from atoll.outer.wire import CHUNK, Chunk, decode, encoded_bytes
 from atoll.registry.weights import head
 from atoll.runtime.bundle import gathered, laid_out, write_bundle
+from atoll.runtime.disk import mapped
 from atoll.runtime.kept import RunFolder
 from atoll.runtime.place import Place
 from atoll.runtime.reports import Reports
@@ -18,6 +23,7 @@ from atoll.spec.message import Assign, Parcel
 from atoll.spec.model import Bundle
 
 _BUNDLE_LIMIT = 8 << 20  # bytes of a code bundle
+log = logging.getLogger(__name__)
 
 
 class Incoming:
@@ -41,34 +47,87 @@ class Incoming:
         return write_bundle(parse_json(Bundle, data, "code"), folder)
 
     def weights(self, a: Assign) -> Path:
-        """Return a file with the flat weights of the assignment, fetched when the last ones are others."""
+        """Return a file with the flat weights of the assignment, fetched when the last ones are others.
+
+        Where the last ones are those of the version before, the hub may give only what has changed.
+        """
         assert a.weights is not None, "a stage that uses a model comes with its weights"
-        path = self._folder.weights(a.weights)
-        if self._folder.has_weights(a.weights):
+        path, last = self._folder.weights(a.weights), self._folder.fetched
+        if last == a.weights:
             return path
         self._reports.progress(a, "fetching weights")
-        size = sum(spec.size for spec in a.signature)
-        request = self._place.crossing(a, "model", out=False, size=size * 4, digest=a.weights)
-        asked = Parcel(run=a.run, purpose="weights", size=size, digest=a.weights)
-        _, frames = self._place.gate.fetch(asked, request)
-        with self._folder.new_weights(a.weights) as file:
-            self._write(file, frames, a)
+        base = last if a.version and in_changes(a.sync) else None
+        try:
+            self._fetch(a, base)
+        except (Corrupt, Invalid) as error:
+            if base is None:
+                raise
+            log.warning("run %s: %s; fetching all of the weights", a.run, error)
+            self._fetch(a, None)
         return path
 
-    def _write(self, file: BinaryIO, frames: Iterator[FrameLike], a: Assign) -> None:
-        """Write the frames of the weights as they come, hashed in the same pass: no second one, and no vector.
+    def _fetch(self, a: Assign, base: str | None) -> None:
+        size, gate = sum(spec.size for spec in a.signature), self._place.gate
+        asked = Parcel(run=a.run, purpose="weights", size=size, digest=a.weights, base=base)
+        whole = self._place.crossing(a, "model", out=False, size=size * 4, digest=a.weights)
+        if base is None:
+            header, frames = gate.fetch(asked, whole)
+        else:
+            low, high = a.sync.span(size, a.version - 1)
+            kinds, count = tuple(step.kind for step in a.sync.down), encoded_bytes(high - low, a.sync.down)
+            change = self._place.crossing(a, "model", out=False, size=count, digest=a.weights, wire=kinds)
+            header, frames = gate.fetch_change(asked, change, whole)
+        pieces = _whole(a, frames) if header.base is None else self._followed(a, header.base, frames)
+        with self._folder.new_weights(str(a.weights), 4 * size) as file:
+            _write(file, pieces, a)
 
-        Raises `Corrupt` for other numbers than the digest's, before anybody can take them for the weights.
+    def _followed(self, a: Assign, base: str, frames: Iterator[FrameLike]) -> Iterator[Bytes]:
+        """Yield the weights piece by piece: those of ``base`` and, in what the round exchanged, what came of it.
+
+        How that is encoded, and which elements it is of, the assignment says, not whoever sends it.
         """
-        size = sum(spec.size for spec in a.signature)
-        hasher, filled = hashlib.sha256(head(a.signature)), 0
-        other = Corrupt(f"weights of run {a.run}: what came is not {str(a.weights)[:19]}...; submit the job again")
+        before = mapped(self._folder.weights(base))
+        low, high = a.sync.span(before.size, a.version - 1)
+        yield from _cut(before[:low])
+        filled = low
         for frame in frames:
-            decode(Chunk(frame.offset, frame.length, frame.data, frame.scales), (), size)  # place, length, finite
-            if frame.offset != filled:
-                raise other
-            hasher.update(frame.data)
-            file.write(frame.data)
+            if low + frame.offset != filled:
+                raise _other(a)
+            chunk = Chunk(frame.offset, frame.length, frame.data, frame.scales)
+            yield follow(before[filled : min(filled + CHUNK, high)], chunk, a.sync.down, high - low).data.cast("B")
             filled += frame.length
-        if filled != size or "sha256:" + hasher.hexdigest() != a.weights:
-            raise other
+        if filled != high:
+            raise _other(a)
+        yield from _cut(before[high:])
+
+
+def _whole(a: Assign, frames: Iterator[FrameLike]) -> Iterator[Bytes]:
+    size, filled = sum(spec.size for spec in a.signature), 0
+    for frame in frames:
+        if frame.offset != filled:
+            raise _other(a)
+        decode(Chunk(frame.offset, frame.length, frame.data, frame.scales), (), size)  # place, length, finite
+        filled += frame.length
+        yield frame.data
+
+
+def _cut(vector: np.ndarray) -> Iterator[Bytes]:
+    return (vector[start : start + CHUNK].data.cast("B") for start in range(0, vector.size, CHUNK))
+
+
+def _write(file: BinaryIO, pieces: Iterator[Bytes], a: Assign) -> None:
+    """Write weights as they come, hashed in the same pass: no second one, and no vector.
+
+    Raises `Corrupt` for other numbers than the digest's, before anybody can take them for the weights.
+    """
+    hasher, filled = hashlib.sha256(head(a.signature)), 0
+    for piece in pieces:
+        hasher.update(piece)
+        file.write(piece)
+        filled += len(piece)
+    if filled != 4 * sum(spec.size for spec in a.signature) or "sha256:" + hasher.hexdigest() != a.weights:
+        raise _other(a)
+
+
+def _other(a: Assign) -> Corrupt:
+    return Corrupt(f"weights of run {a.run}: what came is not {str(a.weights)[:19]}...; submit the job again")

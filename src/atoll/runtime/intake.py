@@ -5,22 +5,24 @@ cannot be taken is an event like any other (`atoll.runtime.machine`), and so are
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from atoll.boundary.channel import Wanted
+from atoll.boundary.channel import FrameLike, Wanted
 from atoll.errors import Denied, Invalid, LinkLost, NotFound, Unfit
 from atoll.outer.wire import encoded_bytes
+from atoll.runtime import faults
 from atoll.runtime.border import Border
-from atoll.runtime.brought import Watched, checked, expected, kinds, out_of_turn, smallest
+from atoll.runtime.branches import has_sum, summed
+from atoll.runtime.brought import Watched, checked, expected, kinds, out_of_turn, smallest, span
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.files import Folders
 from atoll.runtime.presence import Presence
 from atoll.runtime.quarantine import Quarantine
 from atoll.runtime.reports import shortened
-from atoll.runtime.state import State, expects, unexpected
-from atoll.spec.event import Answer, Answered, Refused, Rejected
-from atoll.spec.message import Done, Notice, Parcel
+from atoll.runtime.state import State, expects, spooled, unexpected
+from atoll.spec.event import Answer, Answered, Crossed, Refused, Rejected
+from atoll.spec.message import Done, Notice, Parcel, Unusable
 from atoll.spec.policy import CrossingKind
 from atoll.spec.run import SiteProgress
 
@@ -54,6 +56,8 @@ class Intake:
         else:
             try:
                 self._said(state, answer, len(message.model_dump_json()))
+            except LinkLost as error:
+                log.info("%s", error)
             except Denied as error:  # by the hub's own rules: the run ends in their words, and the session goes on
                 self._conductor.post(Refused(run=run, site=site, words=str(error)), actor=site)
             except Invalid as error:  # a site that told it by a stream would hear of it there
@@ -76,11 +80,13 @@ class Intake:
             self._conductor.post(crossed, Answered(run=run, answer=answer), actor=site)
 
     def take(self, site: str, parcel: Parcel, frames: Wanted) -> None:
-        """Take an update, as `atoll.boundary.channel.Desk.take`. Raises `Unfit` for one that cannot be taken."""
-        if parcel.purpose != "update" or parcel.answer is None:
+        """Take an update, as `atoll.boundary.channel.Desk.take`; a relay's is of several sites, which all answer with
+        it or none. Raises `Unfit` for one that cannot be taken, `Denied` for a relay's sum that is to be made anew."""
+        answers = parcel.answers or ((parcel.answer,) if parcel.answer is not None else ())
+        if parcel.purpose != "update" or not answers:
             raise Invalid(f"{site}: a parcel that is brought is an update with its answer; this is {parcel.purpose!r}")
-        answer, run = parcel.answer, parcel.run
-        state = self._state(site, run, answer)
+        run = parcel.run
+        state = self._state(site if parcel.answer is not None else answers[0].site, run, answers[0])
         if not state.over and run not in self._conductor.here:
             raise LinkLost(f"{site}: run {run} waits to be resumed; its next assignment asks for this again")
         if quarantined := self._quarantine.words(site):
@@ -88,43 +94,84 @@ class Intake:
         try:
             # What is not wanted was sent again because its receipt was lost, or for a round that went on without it. A
             # receipt tells the site that nobody waits for it.
-            if self._wanted(state, answer):
-                self._receive(state, parcel, answer, frames)
+            if self._all_wanted(state, site, answers):
+                self._receive(state, parcel, site, answers, frames)
         except Invalid as error:
-            rejected = self._rejected(state, answer, str(error))
+            rejected = self._rejected(state, answers[0], str(error), by=site)
             with self._room(run):
                 self._conductor.record(rejected)  # before the site hears of it
             raise Unfit(rejected.words) from None
 
-    def _receive(self, state: State, parcel: Parcel, answer: Answer, frames: Wanted) -> None:
+    def _receive(self, state: State, parcel: Parcel, site: str, answers: tuple[Answer, ...], frames: Wanted) -> None:
         """Take an update that is waited for. Raises `Invalid` in words that name site, tensor and reason."""
-        run, site = state.run, answer.site
+        run, answer = state.run, answers[0]
+        if parcel.answers:
+            _check_sum(state, site, answers)
         wire, size = expected(state, answer, parcel)
-        checked(state, answer, self._presence.known(site))
+        for one in answers:
+            checked(state, one, self._presence.known(one.site))
         most = encoded_bytes(size, wire)
         kind: CrossingKind = "model" if state.work == "initialise" else "update"
         # Before the first byte is taken: what is compressed may turn out smaller, and is journalled as what it was.
-        crossed = self._border.decided(state, site, kind, "out", most, wire=kinds(wire))
+        crossed = [self._decided(state, one, kind, most if one is answer else 0, kinds(wire)) for one in answers]
         signature = answer.signature if state.work == "initialise" else state.signature
-        watched = Watched(frames, site, signature, plain=set(kinds(wire)) <= {"clip"})
+        plain, (first, _) = set(kinds(wire)) <= {"clip"}, span(state, answer)
+        work = str(state.work)
+
+        def coming(offset: int) -> Iterator[FrameLike]:
+            return faults.along("hub", "receiving", work, frames(offset))
+
+        watched = Watched(coming, site, signature, plain, first)
         with self._room(run):
             spool = self._folders.of(run).spool
             try:
-                digest, count = spool.receive((answer.position, site), watched, wire, size, parcel.content)
+                digest, count = spool.receive(spooled(answer), watched, wire, size, parcel.content)
             except Invalid as error:
                 raise Invalid(watched.told(error)) from None
-            brought = crossed.crossing.model_copy(update={"digest": digest, "bytes": count})
-            crossed = crossed.model_copy(update={"crossing": brought})
-            answer = answer.model_copy(update={"update": digest, "bytes": count})
+            faults.reached("hub", "spooled", work)
+            # Of a sum the bytes are counted once, with the first of its sites.
+            sizes = [count, *(0 for _ in answers[1:])]
+            crossed = [_brought(one, digest, size) for one, size in zip(crossed, sizes, strict=True)]
+            received = [
+                one.model_copy(update={"update": digest, "bytes": size})
+                for one, size in zip(answers, sizes, strict=True)
+            ]
             with self._border.turn(site):
                 # The stream that broke may have been whole, and both are here: only the first of them counts.
-                counts = expects(self._conductor.states[run], answer)
+                state = self._conductor.states[run]
+                counts = all(expects(state, one) for one in answers)
                 if counts:
-                    self._note(run, site, "answered")
+                    for one in answers:
+                        self._note(run, one.site, "answered")
                     # Returning is the receipt, so the answer is durable first.
-                    self._conductor.record(crossed, Answered(run=run, answer=answer), actor=site)
+                    answered = Answered(run=run, answer=received[0], others=tuple(received[1:]))
+                    self._conductor.record(*crossed, answered, actor=site)
         if not counts:
-            self._wanted(self._conductor.states[run], answer)  # in words, why it is not any more
+            self._all_wanted(state, site, answers)  # in words, why it is not any more
+
+    def _decided(self, state: State, answer: Answer, kind: CrossingKind, size: int, wire: tuple[str, ...]) -> Crossed:
+        """Put an update to the hub's rules, in its site's name. A relay cannot tell whom they refused: the run is."""
+        try:
+            return self._border.decided(state, answer.site, kind, "out", size, wire=wire)
+        except Denied as error:
+            if answer.via:
+                self._conductor.post(Refused(run=state.run, site=answer.site, words=str(error)), actor=answer.site)
+            raise
+
+    def unusable(self, site: str, message: Unusable) -> None:
+        """Journal that a relay did not take what this site brought, as if it had been brought here."""
+        state = self._conductor.states[message.run]
+        answer = Answer(site=site, position=message.position, epoch=message.epoch)
+        self._conductor.post(self._rejected(state, answer, message.words))
+
+    def _all_wanted(self, state: State, site: str, answers: tuple[Answer, ...]) -> bool:
+        """Tell whether a run waits for these answers, as `_wanted`. A sum cannot be divided: where only some of its
+        sites are waited for, `Denied` has its relay make another one of theirs."""
+        wanted = [expects(state, answer) for answer in answers]
+        if any(wanted) and not all(wanted):
+            others = ", ".join(one.site for one, is_wanted in zip(answers, wanted, strict=True) if not is_wanted)
+            raise Denied(f"{site}: its sum holds {others}, not waited for any more; make another of the others")
+        return all([self._wanted(state, answer) for answer in answers])  # each is looked at, and told
 
     def _wanted(self, state: State, answer: Answer) -> bool:
         """Tell whether a run waits for an answer; one that comes too late is journalled, the first time.
@@ -143,12 +190,13 @@ class Intake:
                 log.info("%s", out_of_turn(state, answer, "is not waited for"))
         return False
 
-    def _rejected(self, state: State, answer: Answer, words: str, late: bool = False) -> Rejected:
-        """Return what to journal of an answer that is not taken."""
+    def _rejected(self, state: State, answer: Answer, words: str, late: bool = False, by: str = "") -> Rejected:
+        """Return what to journal of an answer that is not taken; ``by`` a relay, it is the relay's fault."""
         log.info("run %s: not taken: %s", state.run, words)
-        if not late:
-            self._note(state.run, answer.site, "rejected")
-        place = {"run": state.run, "site": answer.site, "position": answer.position, "epoch": answer.epoch}
+        site = by or answer.site
+        if not late and site == answer.site:
+            self._note(state.run, site, "rejected")
+        place = {"run": state.run, "site": site, "position": answer.position, "epoch": answer.epoch}
         return Rejected.model_validate({**place, "words": shortened(words), "late": late})
 
     def _state(self, site: str, run: str, answer: Answer) -> State:
@@ -161,3 +209,16 @@ class Intake:
 
     def _note(self, run: str, site: str, state: str) -> None:
         self._presence.note(run, site, SiteProgress(connected=True, state=state))
+
+
+def _check_sum(state: State, relay: str, answers: tuple[Answer, ...]) -> None:
+    """Raise `Invalid` for a sum that the hub did not ask this relay for."""
+    if not summed(state) or has_sum(state, relay):
+        raise Invalid(f"{relay}: a sum of several updates, where stage '{state.work}' waits for single ones")
+    if len({(one.position, one.epoch, one.version) for one in answers}) > 1:
+        raise Invalid(f"{relay}: a sum of updates of several stages, which have nothing in common; update the relay")
+
+
+def _brought(crossed: Crossed, digest: str, size: int) -> Crossed:
+    brought = crossed.crossing.model_copy(update={"digest": digest, "bytes": size})
+    return crossed.model_copy(update={"crossing": brought})

@@ -1,17 +1,18 @@
 """What a site keeps of a run on its disk: the fence, the newest weights, updates not yet known to have arrived.
 
-Files appear whole or not at all while the machine runs. After a loss of power their CRC-32 tells a torn one: it guards
-the site's own disk against accidents, and is no digest to know anything by. It is looked at once in a process's life,
-and not for what this very process kept.
+Files appear whole or not at all while the machine runs, so an update counts for as long as that. What must outlive a
+loss of power is flushed, and its CRC-32 tells a torn one: it guards the site's own disk against accidents, and is no
+digest to know anything by. It is looked at once in a process's life, and not for what this very process kept.
 """
 
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from atoll.errors import Corrupt, Invalid
-from atoll.runtime.disk import appearing, file_crc, mapped
+from atoll.runtime.disk import BOOT, appearing, file_crc, mapped
+from atoll.runtime.spares import Spares
 from atoll.spec.document import Name
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -50,13 +52,17 @@ class Kept:
     """What goes with a computed update: the weights it started from, and what the answer says of it."""
 
     weights: str
-    sent_crc: int  # of the file that is sent: the update, or with feedback the encoded one
     examples: int
     loss: float
     seconds: float
     state_crc: int | None = None  # of the inner optimiser's state after it, where that is kept
     base: int | None = None  # the stage whose residual was added to it; None: there was none yet
     residual_crc: int | None = None  # of what it lost on the wire itself, where that is fed back
+    control_crc: int | None = None  # of the site's control variates after it
+    local_crc: int | None = None  # of its personal tensors after it
+    steps: int = 0  # that it took
+    token: str = field(default_factory=lambda: secrets.token_hex(16))  # names the file that is sent, and no other
+    boot: str = BOOT  # the start of the machine that it was written in
 
 
 class RunFolder:
@@ -92,10 +98,14 @@ class RunFolder:
             self._durable = epoch
 
     def has_room(self, size: int) -> bool:
-        """Tell whether the disk takes ``size`` bytes more now, also under a quota: by taking them for a moment."""
+        """Tell whether the disk takes ``size`` bytes more now, also under a quota: by taking them for a moment.
+
+        What was kept to be written over is given back before.
+        """
         trial = self.path / "room.part"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            Spares(self.path).keep(0)
             if shutil.disk_usage(self.path).free < size:
                 return False  # without taking what others may need meanwhile
             with trial.open("wb") as file:
@@ -109,20 +119,26 @@ class RunFolder:
     def weights(self, digest: str) -> Path:
         return self.path / f"weights-{digest.removeprefix('sha256:')}.f32"
 
-    def has_weights(self, digest: str) -> bool:
-        """Tell whether these were fetched, and so verified, by this very process; files of an earlier one are not."""
-        return self._fetched == digest
+    @property
+    def fetched(self) -> str | None:
+        """The digest of the weights that are here, fetched, and so verified, by this very process; files of an earlier
+        one are not."""
+        return self._fetched
 
     @contextmanager
-    def new_weights(self, digest: str) -> Iterator[BinaryIO]:
-        """Open a file for weights; left without an error, and so verified, it takes the place of the ones before."""
-        path = self.weights(digest)
-        with appearing(path) as file:
+    def new_weights(self, digest: str, size: int) -> Iterator[BinaryIO]:
+        """Open a file for ``size`` bytes of weights; left without an error, and so verified, it takes the place of the
+        ones before. Their file becomes that of the next ones but one."""
+        path, spares = self.weights(digest), Spares(self.path)
+        with appearing(path, over=spares.take(size)) as file:
             yield file
         self._fetched = digest
         for old in self.path.glob("weights-*"):
-            if old != path:
+            if old.suffix == ".part":  # of a process that was killed
                 old.unlink()
+            elif old != path and old.suffix != ".spare":
+                spares.add(old)
+        spares.keep(1)
 
     def update(self, position: int) -> Path:
         return self.path / f"update-{position}.f32"
@@ -146,18 +162,31 @@ class RunFolder:
         be done again, for its weights are gone. A state without a mark is of a round whose update never left, and so
         of nothing that the run knows.
         """
-        earlier = [(number, mark.state_crc) for number, mark in self._marks() if number < position]
-        if not earlier:
-            return None
-        number, crc = max(earlier)
-        path = self.state(number)
-        if crc is None:
-            return None
-        if not self._is_whole(path, crc):
-            raise Corrupt(
-                f"the inner optimiser's state after stage {number} is not what was kept; submit the job again"
-            )
-        return path
+        number, mark = self._newest(position)
+        crc = mark.state_crc if mark is not None else None
+        return self._after("the inner optimiser's state", number, self.state(number), crc)
+
+    def local(self, position: int) -> Path:
+        return self.path / f"local-{position}.safetensors"
+
+    def last_local(self, position: int | None = None) -> Path | None:
+        """Return the personal tensors after the newest marked round, before ``position`` where that is given.
+
+        Raises `Corrupt` as `last_state` does: nobody else has them.
+        """
+        number, mark = self._newest(position)
+        crc = mark.local_crc if mark is not None else None
+        return self._after("what stays of the model", number, self.local(number), crc)
+
+    def _newest(self, position: int | None) -> tuple[int, Kept | None]:
+        earlier: list[tuple[int, Kept | None]] = [(0, None)]
+        earlier += [(number, mark) for number, mark in self._marks() if position is None or number < position]
+        return max(earlier, key=lambda one: (one[0], one[1] is not None))
+
+    def _after(self, what: str, number: int, path: Path, crc: int | None) -> Path | None:
+        if crc is not None and not self._is_whole(path, crc):
+            raise Corrupt(f"{what} after stage {number} is not what was kept; submit the job again")
+        return path if crc is not None else None
 
     def residual(self, position: int) -> Path:
         return self.path / f"residual-{position}.f32"
@@ -178,13 +207,30 @@ class RunFolder:
             )
         return mapped(path)
 
-    def drop_residuals(self, base: int | None, later: bool) -> None:
-        """Drop those that no update can be corrected by any more: all but that of ``base``, the newest one merged.
+    def control(self, position: int) -> Path:
+        return self.path / f"control-{position}.safetensors"
+
+    def last_control(self, base: int | None) -> Path | None:
+        """Return the site's control variates after stage ``base``, the newest one that the hub merged with its update.
+
+        None when none was merged yet. Raises `Corrupt` when it is not what was written then: the hub's are the mean of
+        what it counted, and would not be any more.
+        """
+        if base is None:
+            return None
+        mark, path = self._mark(base), self.control(base)
+        if mark is None or mark.control_crc is None or not self._is_whole(path, mark.control_crc):
+            raise Corrupt(f"the control variates after stage {base} are not what was kept; submit the job again")
+        return path
+
+    def drop_uncounted(self, base: int | None, later: bool) -> None:
+        """Drop residuals and control variates that nothing can begin from any more: all but those of ``base``, the
+        newest stage merged.
 
         Those of a round that went on without this site are none of its past. ``later``: they are kept as long as they
         come after ``base``, for the hub may still merge them.
         """
-        for path in self.path.glob("residual-*"):
+        for path in (*self.path.glob("residual-*"), *self.path.glob("control-*")):
             number = _position(path)
             if number != base and not (later and number > (-1 if base is None else base)):
                 self._drop(path)
@@ -195,20 +241,22 @@ class RunFolder:
             self._drop(path)
 
     def keep(self, position: int, kept: Kept) -> None:
-        """Mark the update of this position as whole; it is written before its mark, which has its CRC.
+        """Mark the update of this position as whole; it is written before its mark.
 
-        An update is not flushed: after a loss of power its CRC tells, and the round is trained again to the same
-        bits. An optimiser's state is, and its mark, and what the update lost on the wire: once the hub has the update
-        no other round can make them again.
+        An update is not flushed: after a loss of power the round is trained again to the same bits. An optimiser's
+        state is, and its mark, and what the update lost on the wire: once the hub has the update no other round can
+        make them again.
         """
-        if kept.state_crc is not None:
-            with self.state(position).open("rb") as file:
-                os.fsync(file.fileno())
-            self._known[self.state(position)] = kept.state_crc
+        lasting = [(self.state(position), kept.state_crc), (self.control(position), kept.control_crc)]
+        lasting.append((self.local(position), kept.local_crc))
+        for path, crc in lasting:
+            if crc is not None:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                self._known[path] = crc
         if kept.residual_crc is not None:  # whoever wrote it has flushed it
             self._known[self.residual(position)] = kept.residual_crc
-        self._known[self._sent(position, kept)] = kept.sent_crc
-        durable = kept.state_crc is not None or kept.residual_crc is not None
+        durable = any(crc is not None for crc in (kept.residual_crc, *(crc for _, crc in lasting)))
         self._write(self._mark_file(position).name, json.dumps(asdict(kept)), durable)
         self.checkpoint(position).unlink(missing_ok=True)
         if kept.residual_crc is not None:  # it is sent as it was encoded
@@ -218,14 +266,16 @@ class RunFolder:
         """Return the mark of an update from an earlier try, when all that it marks for the hub and for the next update
         is here and whole."""
         mark = self._mark(position)
-        if mark is None or not self._is_whole(self._sent(position, mark), mark.sent_crc):
+        if mark is None or mark.boot != BOOT or not self._sent(position, mark).is_file():
             return None
-        crc = mark.residual_crc
-        return mark if crc is None or self._is_whole(self.residual(position), crc) else None
+        needed = ((self.residual(position), mark.residual_crc), (self.control(position), mark.control_crc))
+        return mark if all(crc is None or self._is_whole(path, crc) for path, crc in needed) else None
 
-    def doubt(self) -> None:
-        """Look every file through again before it is used: the hub found something wrong with one."""
+    def doubt(self, position: int) -> None:
+        """Have this position's update made again if it is asked for again, and every other file looked through before
+        it is used: the hub found something wrong."""
         self._known.clear()
+        self._drop(self._mark_file(position))
 
     def settle(self, position: int) -> None:
         """The hub has this update: drop what only earlier rounds needed.
@@ -234,12 +284,12 @@ class RunFolder:
         corrected by stays, with its mark, until the next one is encoded: the hub may go on without this one.
         """
         before = max((number for number, _ in self._marks() if number < position), default=position)
-        for path in self.path.glob("state-*"):
+        for path in (*self.path.glob("state-*"), *self.path.glob("local-*")):
             if _position(path) < before:
                 self._drop(path)
         for path in self.path.glob("update-*"):
             number = _position(path)
-            needed = number >= before or self.residual(number).exists()
+            needed = number >= before or self.residual(number).exists() or self.control(number).exists()
             if number < position and not (needed and path == self._mark_file(number)):
                 self._drop(path)
         for path in self.path.glob("round-*"):  # of rounds that the hub ended without this site

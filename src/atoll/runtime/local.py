@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.errors import Invalid, TaskFailed, Unavailable
+from atoll.runtime import faults
 from atoll.spec.document import parse_json
 from atoll.spec.message import Order, Reply
 from atoll.spec.plan import Layout
@@ -119,6 +120,8 @@ class LocalGroup:
                         self._listen(key.data, talk)
                     elif self._tell(key.data, talk):
                         selector.unregister(key.fileobj)
+                        if not any(talk.unsent.values()):
+                            faults.reached("site", "ordered", talk.order.kind)
                 if not ready:
                     self._check_alive(selector)
 
@@ -207,6 +210,7 @@ def _start(rank: int, ranks: int, meeting: Path, log: Path) -> _Rank:
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
     # One thread a rank: ranks share the machine's cores, and torch would otherwise take all of them in each.
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
+    environment |= faults.handed_on("worker")
     read, write = os.pipe()
     try:
         with log.open("ab") as output:

@@ -9,7 +9,7 @@ journal an event before folding it here, so that folding the journal again gives
 from dataclasses import dataclass, replace
 
 from atoll.runtime import waits
-from atoll.runtime.state import Phase, State, expects
+from atoll.runtime.state import Phase, State, expects, spooled
 from atoll.spec.event import (
     Answer,
     Answered,
@@ -79,7 +79,8 @@ Next = tuple[State, list[Command]]
 
 def begin(event: Submitted) -> Next:
     """Return the state a submitted job starts in."""
-    return State(run=event.run, job=event.job, user=event.user, code=event.code), [MakePlan()]
+    state = State(run=event.run, job=event.job, user=event.user, code=event.code, holders=event.holders)
+    return state, [MakePlan()]
 
 
 def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912 - one arm for each event
@@ -96,7 +97,7 @@ def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912
         case Barred():
             return _barred(state, event)
         case Answered():
-            return _answered(state, event.answer)
+            return _answered(state, event.answers)
         case Rejected():
             return _rejected(state, event)
         case Merged():
@@ -183,10 +184,11 @@ def _ask_another(state: State) -> Next:
     return state, []
 
 
-def _answered(state: State, answer: Answer) -> Next:
-    if not expects(state, answer):
+def _answered(state: State, answers: tuple[Answer, ...]) -> Next:
+    """Take an answer, or all those of one update together: no merge ever sees a part of a relay's sum."""
+    if not all(expects(state, answer) for answer in answers):
         return state, []
-    return _settle(replace(state, arrived=(*state.arrived, answer)))
+    return _settle(replace(state, arrived=(*state.arrived, *answers)))
 
 
 def _rejected(state: State, event: Rejected) -> Next:
@@ -259,7 +261,8 @@ def _merged(state: State, event: Merged) -> Next:
         version=state.version + (1 if trained else 0),
         merging=(),
         seen=state.seen | {a.site for a in state.merging} if state.work in ("measure", "train") else state.seen,
-        taken=state.taken | {answer.site: answer.position for answer in state.merging},
+        taken=state.taken | {name: one.position for one in state.merging for name in (one.site, *one.via)},
+        steps=state.steps | {one.site: state.steps.get(one.site, 0) + one.steps for one in state.merging},
         lapsed=False,
         spoiled=frozenset(),
         weights=event.weights or state.weights,
@@ -317,9 +320,11 @@ def _refused(state: State, event: Refused) -> Next:
     if event.site not in state.members:
         return state, []
     assert state.plan is not None
-    # What it answered before it refused is not merged either, unless that is under way.
-    left = replace(state, arrived=tuple(answer for answer in state.arrived if answer.site != event.site))
-    left = replace(left, spoiled=state.spoiled - {event.site})
+    # What it answered before it refused is not merged either, unless that is under way; a relay that made one update of
+    # it and of others is to make another.
+    void = {spooled(answer) for answer in state.arrived if answer.site == event.site}
+    kept = tuple(answer for answer in state.arrived if spooled(answer) not in void)
+    left = replace(state, arrived=kept, spoiled=state.spoiled - {event.site})
     if state.work == "initialise":  # who gives no weights out may still train
         left = replace(left, declined=state.declined | {event.site})
         if not waits.initialisers(state.plan, left.gone | left.declined):
@@ -327,7 +332,10 @@ def _refused(state: State, event: Refused) -> Next:
         return (left, []) if left.merging else _ask_another(left)
     left = replace(left, gone=state.gone | {event.site})
     if waits.suffice(state.plan, state.work, len(left.members)):
-        return _settle(left)
+        others = (one.site for one in state.arrived if spooled(one) in void and one.site != event.site)
+        again = [AssignTo(site) for site in others if site in left.live]
+        left, commands = _settle(left)
+        return left, commands if left.merging else [*again, *commands]
     if state.work == "evaluate" and state.rule != "all" and state.position + 1 < len(state.stages):
         return (left, []) if left.merging else _open(left)  # nobody is left to evaluate: it goes out without metrics
     return _end(state, "failed", words, "Denied")

@@ -1,6 +1,7 @@
 """Which sites belong to the hub: its CA, the invitations it gave out, and its members, folded from the journal."""
 
 import logging
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from atoll.boundary.register import Issued, Members, Registrar
 from atoll.errors import Invalid, NotFound
 from atoll.journal import Entry
 from atoll.runtime.disk import appearing
+from atoll.runtime.tree import Tree
 from atoll.spec.document import parse, read_yaml, write_yaml
 from atoll.spec.event import Certified, Event, Invited, Revoked
 from atoll.spec.fleet import Reach
 
 log = logging.getLogger(__name__)
+_DIALLED = re.compile(r"[A-Za-z0-9.:\[\]-]{1,253}:[0-9]{1,5}")
 Record = Callable[..., object]  # (*events, actor) -> once it returns they are durable and folded
 
 
@@ -37,12 +40,13 @@ def _authority(folder: Path) -> Authority:
 class Membership:
     """Fed every journal entry in order. A hub that was never initialised is reached from this machine only."""
 
-    def __init__(self, folder: Path, record: Record) -> None:
+    def __init__(self, folder: Path, record: Record, tree: Tree) -> None:
         path = folder / "hub.yaml"
         self.reach = parse(Reach, read_yaml(path), str(path)) if path.exists() else Reach()
-        self._record = record
+        self._record, self._tree = record, tree
         self._members = Members()
         self.registrar = Registrar(_authority(folder), self._members, self._issued, self.reach.names)
+        self.registrar.ways = tree
 
     def seen(self, entry: Entry) -> None:
         match entry.event:
@@ -55,12 +59,24 @@ class Membership:
             case _:
                 pass
 
-    def invite(self, site: str, hours: float, port: int) -> str:
-        """Return a one-time token with which a site joins. Only its digest is kept."""
+    def invite(self, site: str, hours: float, port: int, relay: str = "", behind: str | None = None) -> str:
+        """Return a one-time token with which a site joins. Only its digest is kept.
+
+        ``relay`` is the HOST:PORT at which others will dial it, for a site that is to be a relay; ``behind``, the relay
+        that this one is to dial in the hub's place. Raises `Invalid`, and `NotFound` for a relay that is none.
+        """
         if not 0 < hours <= 24 * 365:
             raise Invalid(f"hours: {hours:g}: an invitation is good for more than 0 hours and at most a year")
-        ticket = self.registrar.invite(site, self._address(port))
-        self._record(Invited(site=site, token=ticket.invitation, expires=time.time() + hours * 3600))
+        if relay and not _DIALLED.fullmatch(relay):
+            raise Invalid(f"relay: {relay[:100]!r} is not where sites can dial it; it reads host:port")
+        address = self._address(port)
+        if behind is not None:
+            self._tree.check_behind(site, behind)
+            address = self._tree.address(behind)
+        ticket = self.registrar.invite(site, address)
+        opens = f"tls://{site}@{relay}" if relay else ""
+        expires = time.time() + hours * 3600
+        self._record(Invited(site=site, token=ticket.invitation, expires=expires, relay=opens, behind=behind))
         return ticket.token()
 
     def revoke(self, site: str, user: str) -> None:

@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from itertools import groupby
 
 import numpy as np
 
 from atoll.data import query as sql
 from atoll.data.statistics import pool
 from atoll.outer.advance import Advance
+from atoll.outer.down import in_changes
 from atoll.outer.merge import Update, stale
 from atoll.outer.metrics import merge_totals
 from atoll.outer.optimiser import State as OuterState
 from atoll.outer.wire import CHUNK
+from atoll.runtime import faults
 from atoll.runtime.files import RunFiles
-from atoll.runtime.state import State
+from atoll.runtime.state import State, spooled
 from atoll.spec.event import Answer, Merged, Result
 from atoll.spec.job import QueryJob
+from atoll.spec.model import with_control
 
 
 def merged(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
@@ -37,11 +41,16 @@ def _measure(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged
 
 def _initialise(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
     [answer] = answers
-    vector = np.empty(sum(spec.size for spec in answer.signature), dtype=np.float32)
-    with files.spool.reading((answer.position, answer.site), (), len(vector)) as window:
-        for offset in range(0, len(vector), CHUNK):
-            vector[offset : offset + CHUNK] = window(offset)
-    return _merged(weights=files.put_weights(vector, answer.signature), signature=answer.signature)
+    assert state.plan is not None
+    size = sum(spec.size for spec in answer.signature)
+    control = state.plan.sync.control
+    signature = with_control(answer.signature) if control else answer.signature
+    vector = np.zeros(2 * size if control else size, dtype=np.float32)  # control variates begin at nothing
+    with files.spool.reading((answer.position, answer.site), (), size) as window:
+        for offset in range(0, size, CHUNK):
+            piece = window(offset)
+            vector[offset : offset + len(piece)] = piece
+    return _merged(weights=files.put_weights(vector, signature), signature=signature)
 
 
 def _train(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
@@ -51,24 +60,33 @@ def _train(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
     start = files.vector(state.weights, state.signature)
     before = files.outer(state.outer) if state.outer else OuterState()
     with ExitStack() as open_updates:
-        updates = [_update(state, answer, len(start), files, open_updates) for answer in answers]
-        step = Advance(sync, start, updates, before)
-        pieces = open_updates.enter_context(closing(step.pieces()))  # its threads end before the updates are closed
+        low, high = sync.span(len(start), state.version)
+        shared = [list(together) for _, together in groupby(sorted(answers, key=spooled), key=spooled)]
+        updates = [_update(state, together, high - low, files, open_updates) for together in shared]
+        step = Advance(sync, start, updates, before, len(answers) / len(state.plan.sites))
+        change = open_updates.enter_context(files.changes.writing()) if in_changes(sync) else None
+        # Its threads end before the updates are closed.
+        pieces = open_updates.enter_context(closing(step.pieces(change=change.add if change else None)))
         digest = files.put_weights(step.weights, state.signature, pieces)
+        if change is not None:
+            files.changes.keep(change, state.weights, digest)
     losses = [(answer.loss, answer.examples) for answer in answers if answer.loss is not None and answer.examples]
     loss = sum(value * count for value, count in losses) / sum(count for _, count in losses) if losses else None
+    faults.reached("hub", "merging", "weights")
     return _merged(weights=digest, outer=files.put_outer(step.state), loss=loss)
 
 
-def _update(state: State, answer: Answer, size: int, files: RunFiles, until: ExitStack) -> Update:
-    """Return a site's update, verified and open ``until`` its round is merged."""
+def _update(state: State, together: Sequence[Answer], size: int, files: RunFiles, until: ExitStack) -> Update:
+    """Return the one update of these answers, verified and open ``until`` its round is merged: a site's own, or the
+    mean of several, by the same rule, that a relay made of theirs and that counts as much as they would."""
+    answer = together[0]
     assert state.plan is not None
     assert answer.update is not None
-    sync, name, behind = state.plan.sync, (answer.position, answer.site), state.version - answer.version
+    sync, name, behind = state.plan.sync, spooled(answer), state.version - answer.version
     files.spool.check(name, answer.update)
     window = until.enter_context(files.spool.reading(name, sync.wire, size))
     discount = stale(1.0, behind, sync.wait.staleness) if behind else 1.0
-    return Update(answer.site, float(answer.examples), window, discount)
+    return Update(name[1], float(sum(one.examples for one in together)), window, discount, len(together))
 
 
 def _evaluate(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:

@@ -9,6 +9,9 @@ import zlib
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from atoll.boundary.channel import Source
 from atoll.outer.wire import CHUNK, encode, encoded_bytes, feedback
@@ -20,33 +23,47 @@ from atoll.spec.message import Assign
 from atoll.spec.plan import Transform
 
 
-def encode_with_feedback(folder: RunFolder, a: Assign) -> tuple[int, int]:
+def encode_with_feedback(folder: RunFolder, a: Assign) -> int:
     """Write the update as it travels, corrected by what the newest counted one lost, and what it loses itself.
 
-    Returns the CRC of both files. Memory: O(CHUNK). Raises `Corrupt` for a residual that is not what was kept, and
+    Returns the CRC of what it loses. Memory: O(CHUNK). Raises `Corrupt` for a residual that is not what was kept, and
     `TaskFailed` where the corrected update is not finite.
     """
-    update = mapped(folder.update(a.position))
-    residual = folder.last_residual(a.counted, update.size)
-    folder.drop_residuals(a.counted, later=a.sync.wait.kind == "buffer")  # now, so that no third one needs room
-    sent_crc = residual_crc = 0
+    update, (first, last) = mapped(folder.update(a.position)), span(a)
+    residual = folder.last_residual(a.counted, sum(spec.size for spec in a.signature))
+    residual_crc = 0
     with (
         appearing(folder.wire(a.position), durable=True) as sent,
         appearing(folder.residual(a.position), durable=True) as lost,
     ):
-        for chunk, window in feedback(update, residual, a.sync.wire):
+        # Of the other fragments what they lost last stays as it was, until it is their turn.
+        residual_crc = _write(lost, residual[:first], residual_crc)
+        for chunk, window in feedback(update, residual[first:last], a.sync.wire):
             for piece in pieces(chunk):
                 sent.write(piece)
-                sent_crc = zlib.crc32(piece, sent_crc)
-            lost.write(window.data)
-            residual_crc = zlib.crc32(window.data, residual_crc)
-    return sent_crc, residual_crc
+            residual_crc = _write(lost, window, residual_crc)
+        return _write(lost, residual[last:], residual_crc)
+
+
+def _write(file: BinaryIO, values: np.ndarray, crc: int) -> int:
+    """Write float32 numbers as bytes, a chunk at a time; return the CRC of what was written before, and this."""
+    for start in range(0, values.size, CHUNK):
+        piece = np.ascontiguousarray(values[start : start + CHUNK])  # before anything was lost there is no memory of it
+        file.write(piece.data)
+        crc = zlib.crc32(piece.data, crc)
+    return crc
+
+
+def span(a: Assign) -> tuple[int, int]:
+    """Return which elements of the model a train round exchanges, from and up to."""
+    return a.sync.span(sum(spec.size for spec in a.signature), a.version)
 
 
 def outgoing(path: Path, wire: tuple[Transform, ...]) -> Source:
-    """Return the frames of an update as it was computed, encoded as they are sent, from any element on."""
-    # What goes before that element is encoded again and thrown away: clip and the check need it all in any case.
-    return lambda at: dropwhile(lambda chunk: chunk.offset < at, encode(mapped(path), wire))
+    """Return the frames of an update as it was computed and seen to be finite, encoded as they are sent, from any
+    element on."""
+    # What goes before that element is encoded again and thrown away: clip needs it all in any case.
+    return lambda at: dropwhile(lambda chunk: chunk.offset < at, encode(mapped(path), wire, finite=True))
 
 
 def outgoing_kept(folder: RunFolder, a: Assign, kept: Kept) -> tuple[Source, int]:
@@ -54,16 +71,17 @@ def outgoing_kept(folder: RunFolder, a: Assign, kept: Kept) -> tuple[Source, int
 
     Of what topk or zstd makes smaller only as it is sent, the bytes are a bound.
     """
-    size = sum(spec.size for spec in a.signature)
+    first, last = span(a)
+    size = last - first
     if kept.residual_crc is None:
         return outgoing(folder.update(a.position), a.sync.wire), encoded_bytes(size, a.sync.wire)
     path = folder.wire(a.position)
     return partial(frames, path), payload_bytes(path, -(-size // CHUNK))
 
 
-def content(crc: int, *more: object) -> str:
-    """Return the digest that names a stream by its file's CRC and whatever else its bytes follow from.
+def content(name: int | str, *more: object) -> str:
+    """Return the digest that names a stream by its file's CRC or token and whatever else its bytes follow from.
 
     It tells the hub whether an upload that broke off may go on: of one stage of one site, so a CRC tells enough.
     """
-    return sha256(canonical([crc, *more]))
+    return sha256(canonical([name, *more]))

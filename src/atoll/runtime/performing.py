@@ -6,22 +6,27 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from atoll.errors import AtollError, Unavailable
+from atoll.errors import AtollError, LinkLost, Unavailable
+from atoll.registry import weights
 from atoll.registry.lineage import columns, sources
+from atoll.runtime import faults
+from atoll.runtime.branches import groups
 from atoll.runtime.desk import Desk, Parts
+from atoll.runtime.files import RunFiles
 from atoll.runtime.machine import AssignTo, Command, Dismiss, MakePlan, Merge, Publish
 from atoll.runtime.merging import merged
-from atoll.runtime.planning import ROLES, Planning, dataset_of
+from atoll.runtime.planning import BACK, ROLES, Planning, dataset_of
 from atoll.runtime.state import State, spent
 from atoll.spec.document import digest
 from atoll.spec.event import Answer, Broken, Decided, Event, Planned, Published
 from atoll.spec.job import EvaluateJob, PredictJob, TrainJob
 from atoll.spec.message import Assign, Release, TaskName
-from atoll.spec.model import Lineage, Model
-from atoll.spec.plan import Layout
+from atoll.spec.model import Lineage, Model, Signature, without_control
+from atoll.spec.plan import Layout, Plan
 from atoll.spec.policy import Request
 
 _RETRY = 1.0  # seconds until what a full disk prevented is tried again
+_LOOK = 0.02  # seconds between two looks whether the sites that a plan needs are here
 log = logging.getLogger(__name__)
 
 
@@ -31,15 +36,18 @@ class Performer:
     def __init__(self, parts: Parts, desk: Desk, decided: dict[str, list[str]]) -> None:
         self._desk, self._decided = desk, decided
         self._conductor, self._gate, self._changed = parts.conductor, parts.gate, parts.changed
+        self._tree = parts.tree
         self._blobs, self._models, self._folders = parts.blobs, parts.models, parts.folders
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="perform")
         self._publishing = threading.Lock()
+        self._tidied: dict[str, int] = {}  # run under way -> the newest stage that has begun
 
     def perform(self, state: State, command: Command) -> None:
         match command:
             case MakePlan():
                 self._later(state, self._plan)
             case AssignTo():
+                self._begun(state)
                 self._desk.presence.send(command.site, self._assignment(state, command.site))
             case Merge():
                 self._later(state, lambda state: self._patiently(state, lambda: self._merge(state, command.answers)))
@@ -49,6 +57,12 @@ class Performer:
                 self._dismiss(state, command.words)
             case _:
                 raise AssertionError(f"nobody performs {command}")
+
+    def _begun(self, state: State) -> None:
+        """With a stage's first assignment, before its updates come, what only earlier ones needed is put away."""
+        if state.position > self._tidied.get(state.run, 0):
+            self._tidied[state.run] = state.position
+            self._pool.submit(_tidy, state, self._folders.of(state.run))
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -80,21 +94,38 @@ class Performer:
         return []
 
     def _merge(self, state: State, answers: tuple[Answer, ...]) -> list[Event]:
-        files = self._folders.of(state.run)
-        files.tidy(lambda position, site: spent(state, position, site))
-        return [merged(state, answers, files)]
+        return [merged(state, answers, self._folders.of(state.run))]
 
     # --- planning -----------------------------------------------------------------------------------------------
 
     def _plan(self, state: State) -> list[Event]:
-        planning = Planning(self._desk, state.run, state.job, (state.code, self._code_bytes(state)), state.user)
-        plan = planning.plan()
+        found = self._planned(state)
+        if found is None:
+            return []
+        planning, plan = found
         said = [
             Decided(action="plan", subject=f"{site}/{state.job.name}", run=state.run, decision=answers["plan"])
             for site, answers in planning.answers.items()
             if "plan" in answers
         ]
         return [*said, Planned(run=state.run, plan=plan, fleet=planning.held(plan))]
+
+    def _planned(self, state: State) -> tuple[Planning, Plan] | None:
+        """Plan with all the sites that were here when the job was submitted. Whichever of them or hubs died since, the
+        plan is the same: those that are away are waited for, and who leaves in the middle is asked again."""
+        until = time.monotonic() + BACK
+        while not (self._conductor.closing or self._conductor.states[state.run].over):
+            late = time.monotonic() > until
+            if late or all(self._desk.presence.here(site) for site in state.holders):
+                code = (state.code, self._code_bytes(state))
+                planning = Planning(self._desk, state.run, state.job, code, state.user)
+                try:
+                    return planning, planning.plan()
+                except LinkLost:
+                    if late:
+                        raise
+            time.sleep(_LOOK)
+        return None
 
     def _code_bytes(self, state: State) -> int:
         return self._blobs.size(state.code) if state.code is not None else 0
@@ -124,17 +155,21 @@ class Performer:
             fingerprint=held.fingerprint if held is not None else None,
         )
         if isinstance(job, TrainJob):
-            done = state.version * plan.sync.period
+            done = state.version * plan.sync.stride
             task = TaskName(file=job.task.file, name=job.task.name, params=job.task.params)
-            steps = max(1, min(plan.sync.period, job.steps - done))
+            steps = max(1, min(plan.sync.stride, job.steps - done))
             newest = state.taken.get(site)
             counted = newest if newest is not None and state.stages[newest] == "train" else None
-            return assign.model_copy(update={"task": task, "done": done, "steps": steps, "counted": counted})
+            if plan.sync.seconds is not None:  # each site goes on in its batches where its last merged round stopped
+                done = state.steps.get(site, 0)
+            here = {"task": task, "done": done, "steps": steps, "counted": counted}
+            return assign.model_copy(update={**here, "groups": groups(self._tree, state, site)})
         if isinstance(job, EvaluateJob | PredictJob):
             model = self._models.get(job.model)
             task = TaskName(file=model.file, name=model.task, params=model.params)
             known = {"weights": model.weights, "signature": model.signature, "statistics": model.statistics}
-            return assign.model_copy(update={"task": task, **known})
+            own = {"keep_local": model.keep_local, "made_by": model.lineage.run}
+            return assign.model_copy(update={"task": task, **known, **own})
         return assign
 
     # --- the end ------------------------------------------------------------------------------------------------
@@ -153,15 +188,17 @@ class Performer:
                 return [Published(run=state.run, model=already)]
             version = self._models.next_version(name)
             self._may_leave(state, f"{name}@{version}")
+            data, signature = _model_of(state, self._folders.of(state.run))
             model = Model(
                 name=name,
                 version=version,
-                weights=self._blobs.put(self._folders.of(state.run).get(state.weights)),
+                weights=self._blobs.put(data),
                 code=state.code,
                 task=job.task.name,
                 file=job.task.file,
                 params=job.task.params,
-                signature=state.signature,
+                signature=signature,
+                keep_local=state.plan.sync.keep_local,
                 columns=columns(state.fleet, seen, dataset),
                 statistics=state.statistics,
                 metrics=state.result.metrics,
@@ -174,6 +211,7 @@ class Performer:
                     decisions=tuple(dict.fromkeys(self._decided.get(state.run, []))),
                 ),
             )
+            faults.reached("hub", "publishing", "model")
             self._conductor.record(Published(run=state.run, model=model))
         return []
 
@@ -185,7 +223,26 @@ class Performer:
         self._gate.ask(request, f"{reference} of {state.job.name}", run=state.run)
 
     def _dismiss(self, state: State, words: str) -> None:
+        self._tidied.pop(state.run, None)
         self._desk.questions.abandon(f"run {state.run} is over: {words}", run=state.run)
         for site in self._desk.presence.names():  # also those that were only probed for it
-            self._desk.presence.send(site, Release(run=state.run, words=words))
+            self._desk.presence.send(site, Release(run=state.run, words=words, made=state.result.model is not None))
         self._pool.submit(self._folders.remove, state.run)
+
+
+def _tidy(state: State, files: RunFiles) -> None:
+    try:
+        files.tidy(lambda position, site: spent(state, position, site))
+    except OSError as error:  # the run has ended meanwhile, or the next stage's turn comes
+        log.info("run %s: %s stays for now (%s)", state.run, files.folder, error.strerror)
+
+
+def _model_of(state: State, files: RunFiles) -> tuple[bytes, Signature]:
+    """Return the file and the signature of the model that a run made: its weights without what else is exchanged."""
+    assert state.plan is not None
+    assert state.weights is not None
+    if not state.plan.sync.control:
+        return files.get(state.weights), state.signature
+    signature = without_control(state.signature)
+    vector = files.vector(state.weights, state.signature)
+    return weights.save(vector[: len(vector) // 2], signature), signature

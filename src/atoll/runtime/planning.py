@@ -17,6 +17,7 @@ from atoll.spec.policy import Decision
 
 _ASK = 10.0  # seconds a site's policy has to answer
 _PROBE = 180.0  # seconds a site has to start a worker, import the task and time three steps
+BACK = 20.0  # seconds within which a site that died while its run was planned is expected back
 ROLES = ("scientist",)
 
 
@@ -89,6 +90,11 @@ class Planning:
         """Let the sites that were probed for nothing (no run follows) put their workers away."""
         for site in self.answers:
             self._desk.presence.send(site, Release(run=self._run, words="the plan was only asked for"))
+
+
+def holders(job: Job, fleet: Fleet) -> tuple[str, ...]:
+    """Return the sites that have the job's dataset."""
+    return tuple(site.name for site in fleet.sites if site.dataset(dataset_of(job)) is not None)
 
 
 def dataset_of(job: Job) -> str:

@@ -14,6 +14,7 @@ from atoll.errors import Denied, LinkLost
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.quarantine import Quarantine
 from atoll.runtime.reports import shortened
+from atoll.runtime.tree import Tree
 from atoll.spec.document import sha256
 from atoll.spec.event import Barred, Connected, Disconnected, Joined, Lost, Quarantined
 from atoll.spec.fleet import Fleet, Link, Site
@@ -28,8 +29,11 @@ log = logging.getLogger(__name__)
 class Presence:
     """Sessions by site. Every method may be called from any thread."""
 
-    def __init__(self, conductor: Conductor, quarantine: Quarantine, changed: Callable[[str], None]) -> None:
+    def __init__(
+        self, conductor: Conductor, quarantine: Quarantine, tree: Tree, changed: Callable[[str], None]
+    ) -> None:
         self._conductor, self._quarantine, self._changed = conductor, quarantine, changed
+        self._tree = tree
         self._turn = threading.RLock()
         self._secrets: dict[str, str] = {}  # site -> digest of its secret
         self._sessions: dict[str, Send] = {}
@@ -156,8 +160,15 @@ class Presence:
         return self._known.get(site)
 
     def fleet(self) -> Fleet:
+        """Return the sites that are here and may have data: all but relays, which `relays` are."""
+        return self._fleet(relays=False)
+
+    def relays(self) -> Fleet:
+        return self._fleet(relays=True)
+
+    def _fleet(self, relays: bool) -> Fleet:
         with self._turn:
-            present = [self._here[name] for name in sorted(self._here)]
+            present = [self._here[name] for name in sorted(self._here) if self._tree.is_relay(name) == relays]
         return Fleet(sites=tuple(site for site, _ in present), links=tuple(link for _, link in present))
 
     def send(self, site: str, message: Message) -> None:

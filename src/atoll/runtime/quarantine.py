@@ -23,7 +23,9 @@ class Quarantine:
             case Rejected() as event if not event.late:
                 return self._count(event)
             case Answered() as event:
-                self._rejected.pop(event.answer.site, None)
+                for answer in event.answers:
+                    for name in (answer.site, *answer.via):
+                        self._rejected.pop(name, None)
             case Quarantined() as event:
                 self._words[event.site] = event.words
             case SiteReleased() as event:

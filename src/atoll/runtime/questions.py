@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import Future
 
-from atoll.errors import AtollError, Unavailable
+from atoll.errors import AtollError, LinkLost, Unavailable
 from atoll.runtime.presence import Presence
 from atoll.spec.event import Answer
 from atoll.spec.message import Ask, Decisions
@@ -76,13 +76,14 @@ class Questions:
         return future is not None
 
     def abandon(self, words: str, run: str | None = None, site: str | None = None) -> None:
-        """Let nobody wait any longer for what this run, this site, or with neither anybody, was asked."""
+        """Let nobody wait any longer for what this run, this site, or with neither anybody, was asked: `Unavailable`,
+        for a site `LinkLost`, which may be asked again once it is back."""
         probes = [key for key in list(self._probes) if run in (None, key[0]) and site in (None, key[1])]
         asked = [key for key in list(self._asked) if run is None and site in (None, key[1])]
         gone = [self._probes.pop(key, (None, None))[0] for key in probes]
         for future in gone + [self._asked.pop(key, None) for key in asked]:
             if future is not None:
-                future.set_exception(Unavailable(words))
+                future.set_exception(Unavailable(words) if site is None else LinkLost(words))
 
 
 def _own(site: str, decision: Decision) -> Decision:

@@ -1,5 +1,6 @@
 """A run's workers at one site: started for the first order, opened on the dataset, replaced when a rank dies."""
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,17 @@ from atoll.runtime.incoming import Incoming
 from atoll.runtime.place import Place
 from atoll.runtime.reports import Reports
 from atoll.spec.job import PredictJob, QueryJob
-from atoll.spec.message import Assign, Open, Order, Reply
+from atoll.spec.message import Ahead, Assign, Open, Order, Reply
 
 _ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died
 _SETUP = 180.0  # seconds a group has to import torch and open a dataset
+log = logging.getLogger(__name__)
 
 
 class Ranks:
     """Orders are the errand's thread's; others may `leave` and `interrupt`. ``over`` says that nobody wants the work.
+
+    What was ordered `ahead` is waited for before the next order, and when the errand ends (`join`).
 
     What the ranks reply is the word of user code: whoever gives an order holds the reply to what it can be.
     """
@@ -27,6 +31,7 @@ class Ranks:
         self._turn = threading.Lock()  # one thread takes the group away; it is never held while a group ends
         self._group: Group | None = None
         self._busy = threading.Event()
+        self._ahead: tuple[Ahead, threading.Thread] | None = None  # the newest, at work or done; the errand's thread's
         self._key = ""
         self._bundle = Path()
 
@@ -36,6 +41,8 @@ class Ranks:
         Raises `TaskFailed`, `Unavailable` when they died too often, and what fetching the code and opening the dataset
         raise.
         """
+        self.join()
+        self._ahead = None
         for attempt in range(_ATTEMPTS):
             opened = self._opened(a)
             try:
@@ -55,8 +62,42 @@ class Ranks:
                     raise
         raise AssertionError("unreachable")
 
+    def ahead(self, a: Assign, order: Ahead) -> None:
+        """Have the workers begin the round after ``a``'s, for which an order is to come. Returns at once.
+
+        Nothing depends on it but time: what goes wrong is met again by the round's own order, and told there.
+        """
+        group = self._group
+        if group is None or (self._ahead is not None and self._ahead[0] == order):
+            return  # nobody is there who has the dataset open, or it was ordered before an update was sent again
+        self.join()
+        work = threading.Thread(target=self._go_ahead, args=(a, group, order), daemon=True, name=f"ahead-{a.run}")
+        self._ahead = order, work
+        work.start()
+
+    def _go_ahead(self, a: Assign, group: Group, order: Ahead) -> None:
+        usable = False
+        try:
+            self._give(group, order, a.sync.wait.patience)
+            usable = True
+        except TaskFailed as error:
+            usable = a.layout.ranks == 1
+            log.info("run %s: not begun ahead: %s", a.run, error)
+        except Unavailable as error:
+            log.info("run %s: not begun ahead: %s", a.run, error)
+        finally:
+            if not usable:
+                self._drop()
+
+    def join(self) -> None:
+        """Wait until nothing is done ahead any more: as long as the run's patience at most, or until `interrupt`."""
+        if self._ahead is not None:
+            self._ahead[1].join()
+
     def leave(self) -> Group | None:
         """Keep the workers warm for another run of the same code, unless they are at an order. Returns at once.
+
+        Whoever comes last has waited for what is done ahead.
 
         ``over`` is set before. What is returned has no use any more and is to be closed, which takes seconds.
         """

@@ -20,6 +20,7 @@ from atoll.boundary.keyring import Keyring
 from atoll.errors import AtollError, Invalid, NotFound, Unavailable
 from atoll.policy.defaults import SITE_POLICY
 from atoll.policy.rules import Rules
+from atoll.runtime import faults
 from atoll.runtime.agent import Agent
 from atoll.runtime.local import LocalExecutor
 from atoll.spec.document import parse, read_yaml, write_yaml
@@ -83,6 +84,7 @@ def join(home: Path, token: str) -> None:
     the token only says where the hub is. Raises `Invalid` for a token that is none or another site's, `Denied` when the
     hub refuses it.
     """
+    faults.arm()
     ticket = Ticket.read(token)
     keys = Keyring(home, read(home).name)
 
@@ -107,6 +109,7 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     asked = json.loads(sys.stdin.readline() or "{}")
     try:
+        faults.arm()
         served = agent(home, int(asked.get("sharers", 1)))
     except AtollError as error:
         print(error, file=sys.stderr)

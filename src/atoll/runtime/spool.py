@@ -2,7 +2,8 @@
 
 A round's update is one file of frames (`atoll.runtime.frames`). They are decoded once on arrival to check them, and
 again, window by window, when the round is merged. What came of one that broke off stays beside it, under a name that
-only the same content, encoded in the same way and received since the machine was started, can lead to.
+only the same content, encoded in the same way and received since the machine was started, can lead to. The file of an
+update that is spent becomes that of the next one to arrive.
 """
 
 import hashlib
@@ -10,9 +11,11 @@ import os
 import secrets
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +24,13 @@ from atoll.boundary.channel import Wanted
 from atoll.errors import Corrupt, Invalid, Unavailable
 from atoll.outer.wire import CHUNK, Chunk, decode
 from atoll.runtime.arriving import Arriving
-from atoll.runtime.frames import Place, places
+from atoll.runtime.disk import BOOT
+from atoll.runtime.frames import Place, file_bytes, places
+from atoll.runtime.spares import Spares
 from atoll.spec.document import canonical
 from atoll.spec.plan import Transform
 
-_SPARE = 64 << 20  # bytes of disk that stay free after all updates that are under way
+_LEFT = 64 << 20  # bytes of disk that stay free after all updates that are under way
 Name = tuple[int, str]  # of an update: the stage's position, and the site
 Window = Callable[[int], np.ndarray]
 
@@ -48,8 +53,10 @@ class Spool:
         self._turn = threading.Lock()  # over both tables; where it is held, a part's own may be taken, never otherwise
         self._parts: dict[Name, tuple[str, Arriving]] = {}
         self._whole: dict[Name, _Whole] = {}
+        self._read: Counter[Name] = Counter()  # how often an update is open
         self._rooms = threading.local()
         folder.mkdir(parents=True, exist_ok=True)
+        self._spares = Spares(folder)
 
     def receive(
         self, name: Name, frames: Wanted, wire: tuple[Transform, ...], size: int, content: str | None = None
@@ -83,6 +90,7 @@ class Spool:
             raise
         except OSError as error:
             self._drop(name, part, writer)  # half of it would only keep the disk full
+            self._spares.keep(0)
             words = f"update of {name[1]}: cannot be stored ({error.strerror}); mend it, it is sent again"
             raise Unavailable(words) from None
         finally:
@@ -96,11 +104,7 @@ class Spool:
 
         Threads may read at the same time. What a thread gets is good until it reads again, from any update.
         """
-        try:
-            file = self._path(name).open("rb", buffering=0)
-        except FileNotFoundError:
-            raise _changed(name) from None
-        with file:
+        with self._opened(name) as file:
             found = self._places(name, file.fileno(), wire, size)
             plain = all(step.kind == "clip" for step in wire)
 
@@ -115,6 +119,22 @@ class Spool:
                 return decode(Chunk(offset, length, room[: place.data], room[place.data :]), wire, size)
 
             yield window
+
+    @contextmanager
+    def _opened(self, name: Name) -> Iterator[FileIO]:
+        """Open a whole update. While it is open its file becomes no other's."""
+        with self._turn:
+            try:
+                file = self._path(name).open("rb", buffering=0)
+            except FileNotFoundError:
+                raise _changed(name) from None
+            self._read[name] += 1
+        try:
+            with file:
+                yield file
+        finally:
+            with self._turn:
+                self._read[name] -= 1
 
     def holds(self, name: Name, digest: str) -> bool:
         """Tell whether the update is here with these very bytes. What this process wrote is not hashed again."""
@@ -140,12 +160,19 @@ class Spool:
         """Forget the updates, whole or not, of which ``spent(position, site)`` is true: they are merged and journalled,
         or not waited for any more. Who is still sending one hears `LinkLost`, and at the next try that it is late."""
         gone = {path: name for path in self._folder.iterdir() if (name := _name(path)) is not None and spent(*name)}
+        whole = 0
         with self._turn:
             for path, name in gone.items():
                 self._whole.pop(name, None)
                 if name in self._parts:
                     self._parts.pop(name)[1].retire()
-                path.unlink(missing_ok=True)
+                if path.suffix == ".update" and not self._read[name]:
+                    self._spares.add(path)
+                    whole += 1
+                else:
+                    path.unlink(missing_ok=True)
+            if whole:
+                self._spares.keep(whole)
 
     # --- what is arriving ---------------------------------------------------------------------------------------
 
@@ -160,14 +187,17 @@ class Spool:
         for other in self._folder.glob("*.part"):
             if other != path and _name(other) == name:
                 other.unlink(missing_ok=True)
-        part = Arriving(path, name[1], wire, size)
+        over = None if path.exists() else self._spares.take(file_bytes(size, wire))
+        part = Arriving(path, name[1], wire, size, over)
         self._parts[name] = (mark, part)
         return part
 
     def _check_room(self) -> None:
         with self._turn:
             due = sum(part.due for _, part in self._parts.values())
-        if shutil.disk_usage(self._folder).free < due + _SPARE:
+        if shutil.disk_usage(self._folder).free < due + _LEFT:
+            self._spares.keep(0)
+        if shutil.disk_usage(self._folder).free < due + _LEFT:
             raise Unavailable(f"{self._folder}: no room for {due} bytes of updates; free some, they are sent again")
 
     def _appear(self, name: Name, mark: str, part: Arriving, writer: object) -> tuple[str, int]:
@@ -214,23 +244,10 @@ def _name(path: Path) -> Name | None:
 
 
 def _mark(content: str | None, wire: tuple[Transform, ...], size: int) -> str:
-    said = [_BOOT, content or secrets.token_hex(16), [step.model_dump(mode="json") for step in wire], size]
+    # Nothing is flushed to the disk, so what is there after a loss of power may be anything; only for a whole update is
+    # there a digest to tell.
+    said = [BOOT, content or secrets.token_hex(16), [step.model_dump(mode="json") for step in wire], size]
     return hashlib.sha256(canonical(said)).hexdigest()[:32]
-
-
-def _boot() -> str:
-    """Return what tells one start of the machine from the next, or else this process from the next.
-
-    Nothing is flushed to the disk, so what is there after a loss of power may be anything; only for a whole update is
-    there a digest to tell.
-    """
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return secrets.token_hex(16)
-
-
-_BOOT = _boot()
 
 
 def _changed(name: Name) -> Corrupt:

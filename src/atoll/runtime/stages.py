@@ -6,21 +6,24 @@ what needs no user code (sums over columns, queries) is computed here.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from atoll.boundary.channel import FrameLike, Source
 from atoll.data.batches import split
 from atoll.data.catalogue import read_table, require_columns
 from atoll.data.query import answer, parse
 from atoll.data.statistics import column_sums
 from atoll.errors import Denied, Invalid, TaskFailed
 from atoll.outer.wire import recalls
+from atoll.runtime import faults, personal
 from atoll.runtime.disk import file_crc, mapped
 from atoll.runtime.incoming import Incoming
 from atoll.runtime.kept import Kept, RunFolder
-from atoll.runtime.outgoing import content, encode_with_feedback, outgoing, outgoing_kept
+from atoll.runtime.outgoing import content, encode_with_feedback, outgoing, outgoing_kept, span
 from atoll.runtime.place import Place
 from atoll.runtime.ranks import Ranks
 from atoll.runtime.reports import Reports
@@ -30,7 +33,7 @@ from atoll.spec.fleet import Dataset
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Assign, Done, Parcel
 from atoll.spec.model import Signature
-from atoll.spec.policy import CrossingKind
+from atoll.spec.policy import CrossingKind, Request
 
 _NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
 log = logging.getLogger(__name__)
@@ -79,88 +82,141 @@ class Stages:
     def initialise(self, a: Assign) -> None:
         assert isinstance(a.job, TrainJob)
         output = self._folder.path / f"initial-{a.position}.f32"
-        reply = self._ranks.order(a, orders.Initialise(seed=a.job.seed, output=str(output)))
+        order = orders.Initialise(seed=a.job.seed, output=str(output), keep_local=a.sync.keep_local)
+        reply = self._ranks.order(a, order)
+        personal.check_stays(a, reply.signature)
         self._check(output, reply.signature, "the first weights")
         made = self._answer(a, signature=reply.signature)
         size = sum(spec.size for spec in reply.signature)
         parcel = Parcel(run=a.run, purpose="update", size=size, content=content(file_crc(output)), answer=made)
         request = self._place.crossing(a, "model", out=True, size=4 * size)
-        self._place.gate.send(parcel, outgoing(output, ()), request)
+        faults.reached("site", "computed", "initialise")
+        self._send(a, parcel, outgoing(output, ()), request)
         output.unlink(missing_ok=True)
 
     def train(self, a: Assign) -> None:
-        kept, base = self._folder.kept(a.position), a.counted if recalls(a.sync.wire) else None
+        kept = self._folder.kept(a.position)
+        base = a.counted if recalls(a.sync.wire) or a.sync.control else None
         if kept is None or (kept.weights, kept.base) != (a.weights, base):
             kept = self._train(a, base)
+        self._go_ahead(a)
         self._reports.progress(a, "sending", a.steps, a.steps)
+        first, last = span(a)
         kinds = tuple(transform.kind for transform in a.sync.wire)
         wire = [transform.model_dump(mode="json") for transform in a.sync.wire]
         parcel = Parcel(
             run=a.run,
             purpose="update",
-            size=sum(spec.size for spec in a.signature),
-            content=content(kept.sent_crc, wire),
+            size=last - first,
+            content=content(kept.token, wire),
             wire=kinds,
-            answer=self._answer(a, examples=kept.examples, loss=kept.loss, seconds=kept.seconds),
+            answer=self._answer(a, examples=kept.examples, steps=kept.steps, loss=kept.loss, seconds=kept.seconds),
         )
         frames, size = outgoing_kept(self._folder, a, kept)
         request = self._place.crossing(a, "update", out=True, size=size, wire=kinds, rows=kept.examples)
-        self._place.gate.send(parcel, frames, request)
+        self._send(a, parcel, frames, request)
         self._folder.settle(a.position)
+        faults.reached("site", "settled", "train")
 
     def _train(self, a: Assign, base: int | None) -> Kept:
         assert isinstance(a.job, TrainJob)
         assert a.weights is not None
+        personal.check_stays(a, a.signature)
         self._folder.begin(a.position)
         weights, output = self._incoming.weights(a), self._folder.update(a.position)
-        state_in = self._folder.last_state(a.position) if a.sync.keep_optimiser else None
-        state_out = self._folder.state(a.position) if a.sync.keep_optimiser and a.sync.exchange == "delta" else None
-        order = orders.Train(
-            seed=a.job.seed,
-            weights=str(weights),
-            signature=a.signature,
-            output=str(output),
-            state_in=str(state_in) if state_in else None,
-            state_out=str(state_out) if state_out else None,
-            checkpoint=str(self._folder.checkpoint(a.position)),
-            done=a.done,
-            steps=a.steps,
-            batch=a.job.batch,
-            optimiser=a.job.optimiser,
-            sync=a.sync,
-        )
+        faults.reached("site", "fetched", "train")
+        control_in = self._folder.last_control(base) if a.sync.control else None
+        control_out = self._folder.control(a.position) if a.sync.control else None
+        if a.sync.control or recalls(a.sync.wire):  # now, so that no third one needs room
+            self._folder.drop_uncounted(base, later=a.sync.wait.kind == "buffer")
+        local_in = self._folder.last_local(a.position) if a.sync.keep_local else None
+        local_out = self._folder.local(a.position) if a.sync.keep_local else None
+        here = {
+            "weights": str(weights),
+            "local_in": str(local_in) if local_in else None,
+            "local_out": str(local_out) if local_out else None,
+            "control_in": str(control_in) if control_in else None,
+            "control_out": str(control_out) if control_out else None,
+            "checkpoint": str(self._folder.checkpoint(a.position)),
+        }
+        order = self._round(a).model_copy(update=here)
         self._reports.progress(a, "training", 0, a.steps)
         began = time.monotonic()
         reply = self._ranks.order(a, order, a.steps)
         seconds = time.monotonic() - began
         where = f"the update of steps {a.done + 1} to {a.done + a.steps} of the run"
         # A task of arrays takes its steps by itself and may end early; more examples than these would be more weight.
-        if reply.loss is None or not 0 < reply.examples <= a.steps * a.job.batch:
+        steps = min(reply.steps, a.steps) if a.sync.seconds is not None else a.steps
+        if reply.loss is None or not 0 < reply.examples <= steps * a.job.batch:
             raise TaskFailed(
-                f"{where}: {reply.examples} examples with loss {reply.loss}, where {a.steps} steps of {a.job.batch} "
+                f"{where}: {reply.examples} examples with loss {reply.loss}, where {steps} steps of {a.job.batch} "
                 "have a finite loss; the task must not answer for its worker"
             )
-        self._check(output, a.signature, where)
-        state = file_crc(state_out) if state_out else None
-        sent, residual = encode_with_feedback(self._folder, a) if recalls(a.sync.wire) else (file_crc(output), None)
-        kept = Kept(a.weights, sent, reply.examples, reply.loss, seconds, state, base, residual)
+        self._check(output, a.signature, where, span(a))
+        faults.reached("site", "computed", "train")
+        state = file_crc(Path(order.state_out)) if order.state_out else None
+        residual = encode_with_feedback(self._folder, a) if recalls(a.sync.wire) else None
+        control = file_crc(control_out) if control_out else None
+        local = file_crc(local_out) if local_out else None
+        kept = Kept(a.weights, reply.examples, reply.loss, seconds, state, base, residual, control, local, steps)
+        faults.reached("site", "encoded", "train")
         self._folder.keep(a.position, kept)
+        faults.reached("site", "marked", "train")
         return kept
 
-    def _check(self, path: Path, signature: Signature, what: str) -> None:
-        """Hold the vector that a worker wrote to the signature: whole and finite, or `TaskFailed`."""
-        size = sum(spec.size for spec in signature)
+    def _round(self, a: Assign) -> orders.Train:
+        """Return the round's order without what there is of it only when its weights are here.
+
+        A site's own weights go on when the hub has merged the round just before with this site's update, and the site
+        has kept what it made of it; any other site begins again from the weights it is given.
+        """
+        assert isinstance(a.job, TrainJob)
+        state_in = self._folder.last_state(a.position) if a.sync.keep_optimiser else None
+        keeps = a.sync.keep_optimiser and a.sync.exchange == "delta"
+        goes_on = a.counted == a.position - 1 and state_in == self._folder.state(a.position - 1)
+        return orders.Train(
+            seed=a.job.seed,
+            weights=None,
+            signature=a.signature,
+            output=str(self._folder.update(a.position)),
+            state_in=str(state_in) if state_in else None,
+            state_out=str(self._folder.state(a.position)) if keeps else None,
+            version=a.version,
+            goes_on=goes_on and a.sync.streaming,
+            done=a.done,
+            steps=a.steps,
+            batch=a.job.batch,
+            optimiser=a.job.optimiser,
+            sync=a.sync,
+        )
+
+    def _go_ahead(self, a: Assign) -> None:
+        """Have the workers begin the next round while this one's update travels and is merged, as far as it needs no
+        weights. A guess: should the hub go on without the update, what was done is dropped."""
+        assert isinstance(a.job, TrainJob)
+        done = a.done + a.steps
+        steps = min(a.sync.stride, a.job.steps - done)
+        if min(a.sync.delay, steps - 1) < 1:
+            return
+        after = {"position": a.position + 1, "version": a.version + 1, "counted": a.position}
+        following = self._round(a.model_copy(update={**after, "done": done, "steps": steps}))
+        self._ranks.ahead(a, orders.Ahead(round=following))
+
+    def _check(self, path: Path, signature: Signature, what: str, part: tuple[int, int] | None = None) -> None:
+        """Hold the vector that a worker wrote to the signature, or to its part: whole and finite, or `TaskFailed`."""
+        first, last = part or (0, sum(spec.size for spec in signature))
         found = path.stat().st_size if path.is_file() else 0
-        if found != 4 * size:
-            raise TaskFailed(f"{what}: {found} bytes where the model has {4 * size}; the task must leave files alone")
+        if found != 4 * (last - first):
+            due = f"{found} bytes where the model has {4 * (last - first)}"
+            raise TaskFailed(f"{what}: {due}; the task must leave files alone")
         vector = mapped(path)
-        start = 0
+        start = -first
         for spec in signature:
-            part = vector[start : start + spec.size]
-            finite = np.isfinite(part)
+            values = vector[max(start, 0) : max(start + spec.size, 0)]
+            finite = np.isfinite(values)
             if not finite.all():
                 raise TaskFailed(
-                    f"{what}: tensor {spec.name} has {part[~finite][0]} among its values; "
+                    f"{what}: tensor {spec.name} has {values[~finite][0]} among its values; "
                     "lower the optimiser's rate or look at the data"
                 )
             start += spec.size
@@ -168,9 +224,11 @@ class Stages:
     def evaluate(self, a: Assign) -> None:
         assert isinstance(a.job, TrainJob | EvaluateJob)
         weights = self._incoming.weights(a)
+        faults.reached("site", "fetched", "evaluate")
         held = len(split(self._place.entry(a).dataset.rows, a.job.data.holdout, a.job.seed)[1])
         self._reports.progress(a, "evaluating")
-        reply = self._ranks.order(a, orders.Evaluate(weights=str(weights), signature=a.signature))
+        own = {"control": a.sync.control, **self._own(a)}
+        reply = self._ranks.order(a, orders.Evaluate(weights=str(weights), signature=a.signature, **own))
         if not held and (reply.examples or reply.totals):
             raise TaskFailed(f"metrics over {reply.examples} examples where no row is held out; raise data.holdout")
         # A task may make several examples of a row, so its counts can be more than there are rows; what it says of
@@ -186,9 +244,16 @@ class Stages:
         weights = self._incoming.weights(a)
         output = self._place.home / "data" / f"{a.job.output}-{a.run}.parquet"
         output.parent.mkdir(exist_ok=True)
-        self._ranks.order(a, orders.Predict(weights=str(weights), signature=a.signature, output=str(output)))
+        order = orders.Predict(weights=str(weights), signature=a.signature, output=str(output), **self._own(a))
+        self._ranks.order(a, order)
         made = self._place.catalogue.add(a.job.output, output, purposes=source.purposes, min_group=source.min_group)
         self._say(a, "metric", made.rows, examples=made.rows)
+
+    def _own(self, a: Assign) -> dict[str, Any]:
+        """Return what orders say of this site's personal tensors: of the run so far, or of the registered model."""
+        patterns = a.sync.keep_local or a.keep_local
+        path = self._folder.last_local(a.position) if a.sync.keep_local else personal.find(self._place.home, a)
+        return {"keep_local": patterns, "local_in": str(path) if path is not None else None}
 
     def _check_output(self, name: str, source: Dataset) -> None:
         """A job may write its answers anew, but never in place of a dataset that the owner added, or of its source."""
@@ -216,7 +281,18 @@ class Stages:
         """Let an answer without tensors out; ``rows`` is how many the smallest number in it stands for."""
         done = Done(run=a.run, answer=self._answer(a, **more))
         size = len(done.model_dump_json())
+        faults.reached("site", "computed", a.work)
         self._place.gate.say(done, self._place.crossing(a, kind, out=True, size=size, rows=rows))
+        faults.reached("site", "sent", a.work)
+
+    def _send(self, a: Assign, parcel: Parcel, frames: Source, request: Request) -> None:
+        """Let tensors out. Returning means that the hub has them."""
+
+        def sent(offset: int) -> Iterable[FrameLike]:
+            return faults.along("site", "sending", a.work, frames(offset))
+
+        self._place.gate.send(parcel, sent, request)
+        faults.reached("site", "sent", a.work)
 
 
 _DO: dict[str, Callable[[Stages, Assign], None]] = {

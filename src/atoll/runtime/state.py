@@ -21,6 +21,7 @@ class State:
     job: Job
     user: str
     code: str | None = None
+    holders: tuple[str, ...] = ()  # sites that had the dataset when the job was submitted: its plan waits for them
     phase: Phase = "planning"
     plan: Plan | None = None
     fleet: Fleet = field(default_factory=Fleet)  # the plan's sites as they were when it was made
@@ -34,7 +35,9 @@ class State:
     declined: frozenset[str] = frozenset()  # of those, who refused to give them; they may still train
     arrived: tuple[Answer, ...] = ()
     merging: tuple[Answer, ...] = ()
-    taken: dict[str, int] = field(default_factory=dict[str, int])  # site -> the newest stage merged with its answer
+    taken: dict[str, int] = field(default_factory=dict[str, int])  # site -> the newest stage merged with its answer;
+    # relay -> the newest merged with the update that it made of several
+    steps: dict[str, int] = field(default_factory=dict[str, int])  # of each site's merged updates
     seen: frozenset[str] = frozenset()  # whose sums or updates were merged: the model rests on their data
     lapsed: bool = False  # the stage's deadline has passed
     spoiled: frozenset[str] = frozenset()  # their answers to this stage were rejected; it is to go on without them
@@ -94,6 +97,12 @@ class State:
     def missing(self) -> tuple[str, ...]:
         """The sites to name in a result when this stage goes on: silent now, or in an earlier stage with a result."""
         return tuple(dict.fromkeys((*self.result.missing, *self.silent)))
+
+
+def spooled(answer: Answer) -> tuple[int, str]:
+    """Return the name of an answer's update in the hub's spool: its own, or that of the relay which made it one of
+    several."""
+    return answer.position, answer.via[0] if answer.via else answer.site
 
 
 def expects(state: State, answer: Answer) -> bool:

@@ -27,15 +27,29 @@ from atoll.data.batches import batch, split
 from atoll.data.catalogue import read_table
 from atoll.data.statistics import column_sums, pool
 from atoll.errors import AtollError, TaskFailed
-from atoll.inner.learner import Learner, make_learner
+from atoll.inner.learner import Learner, Work, make_learner
 from atoll.inner.made import count, make_examples
 from atoll.inner.mesh import Mesh, join
+from atoll.inner.personal import chosen, shared, shared_part
 from atoll.inner.task import Doing, load_task, require, task_failure
 from atoll.inner.vector import load_vector, save_vector
 from atoll.outer.metrics import totals
+from atoll.runtime import faults
 from atoll.spec.fleet import Profile
-from atoll.spec.message import ORDER, WORDS_LIMIT, Evaluate, Initialise, Open, Order, Predict, Probe, Reply, Train
-from atoll.spec.model import Moments, Signature
+from atoll.spec.message import (
+    ORDER,
+    WORDS_LIMIT,
+    Ahead,
+    Evaluate,
+    Initialise,
+    Open,
+    Order,
+    Predict,
+    Probe,
+    Reply,
+    Train,
+)
+from atoll.spec.model import Moments, without_control
 from atoll.spec.task import Arrays, Rows
 
 _PROGRESS = 0.25  # seconds between two progress replies
@@ -51,6 +65,7 @@ class Workspace:
         self.task = load_task(self.bundle, order.task)
         self.table = read_table(Path(order.path), order.format)
         self.train_rows, self.heldout_rows = split(self.table.num_rows, order.data.holdout, order.seed)
+        self.ahead: Work | None = None  # a round that was begun before its order came
         self._examples: dict[bool | None, Arrays] = {}
         self._learner: Learner | None = None
 
@@ -76,10 +91,21 @@ class Workspace:
             self._learner = self.build(self.order.seed)
         return self._learner
 
-    def with_weights(self, path: str, signature: Signature) -> Learner:
-        learner = self.learner()
-        learner.write(signature, load_vector(Path(path), signature))
+    def with_weights(self, order: Evaluate | Predict) -> Learner:
+        learner, signature = self.learner(), order.signature
+        vector = load_vector(Path(order.weights), signature)
+        if isinstance(order, Evaluate) and order.control:
+            signature, vector = without_control(signature), vector[: len(vector) // 2]
+        learner.write(signature, vector, order.keep_local, order.local_in)
         return learner
+
+    def batches_of(self, order: Train) -> Callable[[int], Iterator[Arrays]]:
+        """Return what gives this rank's share of a round's batches, from a step of it on."""
+
+        def batches(first: int) -> Iterator[Arrays]:
+            return self.batches(order.seed, (order.done + first) * order.batch, order.batch, order.steps - first)
+
+        return batches
 
     def batches(self, seed: int, position: int, size: int, steps: int) -> Iterator[Arrays]:
         """Yield this rank's share of ``steps`` batches from ``position`` (examples seen before) on."""
@@ -136,15 +162,19 @@ class Worker:
             return Reply(rows=self._space.table.num_rows)
         if self._space is None:
             raise TaskFailed("worker: an order came before any dataset was opened")
+        if not isinstance(order, Train):
+            self._space.ahead = None
         do, doing = _DO[type(order)]
         require(self._space.task, self._space.order.task, *doing)
         return do(self, self._space, order)
 
     def initialise(self, space: Workspace, order: Initialise) -> Reply:
         learner = space.build(order.seed)
+        personal = chosen(learner.signature, order.keep_local)
         if self._rank == 0:  # every rank has the same weights, and they share the file
-            save_vector(learner.vector(), Path(order.output))
-        return Reply(signature=learner.signature)
+            save_vector(shared_part(learner.vector(), learner.signature, personal), Path(order.output))
+        faults.reached("worker", "written", "initialise")
+        return Reply(signature=shared(learner.signature, personal))
 
     def probe(self, space: Workspace, order: Probe) -> Reply:
         learner = space.build(order.seed)
@@ -160,30 +190,36 @@ class Worker:
         )
         return Reply(profile=profile)
 
+    def ahead(self, space: Workspace, order: Ahead) -> Reply:
+        work = space.learner().round(space.order, order.round, space.examples(False))
+        for _ in work.steps(space.batches_of(order.round)):
+            pass
+        space.ahead = work
+        return Reply()
+
     def train(self, space: Workspace, order: Train) -> Reply:
-        work = space.learner().round(space.order, order, space.examples(False))
-
-        def batches(first: int) -> Iterator[Arrays]:
-            return space.batches(order.seed, (order.done + first) * order.batch, order.batch, order.steps - first)
-
-        for step in work.steps(batches):
+        work, space.ahead = space.ahead, None
+        if work is None or not work.ordered(order):
+            work = space.learner().round(space.order, order, space.examples(False))
+        for step in faults.along("worker", "step", "train", work.steps(space.batches_of(order))):
             if time.monotonic() - self._said > _PROGRESS:
                 self._said = time.monotonic()
                 self._reply(Reply(progress=step.number + 1))
         update = work.update()
         if self._rank == 0:
-            work.keep_optimiser()
+            work.keep_state()
             save_vector(update, Path(order.output))
-        return Reply(examples=work.examples, loss=work.loss)
+        faults.reached("worker", "written", "train")
+        return Reply(examples=work.examples, steps=work.step, loss=work.loss)
 
     def evaluate(self, space: Workspace, order: Evaluate) -> Reply:
         if order.heldout and not len(space.heldout_rows):
             return Reply()
-        examples, learner = space.examples(order.heldout), space.with_weights(order.weights, order.signature)
+        examples, learner = space.examples(order.heldout), space.with_weights(order)
         return Reply(totals=totals(learner.evaluate(examples)), examples=count(examples))
 
     def predict(self, space: Workspace, order: Predict) -> Reply:
-        examples, learner = space.examples(None), space.with_weights(order.weights, order.signature)
+        examples, learner = space.examples(None), space.with_weights(order)
         answers = learner.predict(examples)
         if self._rank == 0:
             part = Path(order.output + ".part")
@@ -197,6 +233,7 @@ _DO: dict[type[Order], tuple[Callable[..., Reply], tuple[Doing, ...]]] = {
     Initialise: (Worker.initialise, ()),
     Probe: (Worker.probe, ("train", "evaluate")),
     Train: (Worker.train, ("train",)),
+    Ahead: (Worker.ahead, ("train",)),
     Evaluate: (Worker.evaluate, ("evaluate",)),
     Predict: (Worker.predict, ("predict",)),
 }
@@ -228,6 +265,7 @@ def _listen(stream: IO[bytes], orders: "queue.SimpleQueue[bytes]") -> None:
 
 
 def main() -> None:
+    faults.arm()
     rank, ranks, meeting, replies = sys.argv[1:]
     # Orders are not user code's to read, and what it starts must not keep the pipes open when this process is gone.
     stream = os.fdopen(os.dup(0), "rb")

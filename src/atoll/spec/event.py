@@ -51,6 +51,7 @@ class Answer(Document):
     epoch: NonNegativeInt
     version: NonNegativeInt = 0  # the model version it was computed from
     examples: NonNegativeInt = 0
+    steps: NonNegativeInt = 0  # inner steps of a train round
     loss: float | None = None
     seconds: float = 0.0
     update: Digest | None = None
@@ -61,6 +62,7 @@ class Answer(Document):
     totals: Metrics = {}
     groups: tuple[Group, ...] = ()
     suppressed: NonNegativeInt = 0  # groups the site held back for being too small
+    via: Annotated[tuple[Name, ...], Field(max_length=16)] = ()  # relays that merged its update, from the hub's on
 
 
 class Result(Document):
@@ -81,6 +83,7 @@ class Submitted(Document):
     user: str
     job: Job
     code: Digest | None = None
+    holders: tuple[Name, ...] = ()  # sites that had the dataset then: the plan waits for those of them that died since
 
 
 class Planned(Document):
@@ -113,9 +116,16 @@ class Lost(Document):
 
 
 class Answered(Document):
+    """A site answered; with `others`, a relay's one update for all of them: they count together or not at all."""
+
     kind: Literal["run.answered"] = "run.answered"
     run: Name
     answer: Answer
+    others: tuple[Answer, ...] = ()
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        return (self.answer, *self.others)
 
 
 class Rejected(Document):
@@ -221,6 +231,8 @@ class Invited(Document):
     site: Name
     token: Digest
     expires: float  # seconds since the epoch
+    relay: str = ""  # where sites dial it, if it is to be a relay
+    behind: Name | None = None  # the relay that it is to dial in the hub's place
 
 
 class Certified(Document):

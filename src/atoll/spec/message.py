@@ -8,7 +8,7 @@ from atoll.spec.document import Digest, Document, Name
 from atoll.spec.event import Answer, Metrics, Work
 from atoll.spec.fleet import Link, Profile, Site
 from atoll.spec.job import Data, Job, Optimiser
-from atoll.spec.model import Moments, Signature
+from atoll.spec.model import Moments, Patterns, Signature
 from atoll.spec.plan import Layout, Sync
 from atoll.spec.policy import Decision, Request
 
@@ -32,7 +32,7 @@ class Assign(Document):
     layout: Layout = Layout()
     version: NonNegativeInt = 0
     steps: NonNegativeInt = 0  # inner steps of this round
-    done: NonNegativeInt = 0  # inner steps of the run before it
+    done: NonNegativeInt = 0  # inner steps of the run before it; with `sync.seconds` those merged of this site
     counted: NonNegativeInt | None = None  # the newest train stage that was merged with this site's update
     code: Digest | None = None
     code_bytes: NonNegativeInt = 0
@@ -42,6 +42,17 @@ class Assign(Document):
     user: str = "local"
     fingerprint: Digest | None = None  # of the site's dataset when the plan was made: another one is another run
     task: "TaskName | None" = None
+    keep_local: Patterns = ()  # of a registered model: tensors of these names are the site's own
+    made_by: Name | None = None  # the run that made it, from which the site kept them
+    groups: "tuple[Group, ...]" = ()  # by relays on the way, the hub's first; none: updates are passed on as they are
+
+
+class Group(Document):
+    """Whose updates of a stage a relay is to make one of: all of them, unless the stage's deadline comes before."""
+
+    relay: Name
+    sites: tuple[Name, ...]
+    counted: NonNegativeInt | None = None  # the newest train stage that was merged with the relay's own update
 
 
 class TaskName(Document):
@@ -66,6 +77,7 @@ class Release(Document):
     kind: Literal["release"] = "release"
     run: Name
     words: str = ""
+    made: bool = False  # a model came of it, whose personal tensors the site keeps
 
 
 class Notice(Document):
@@ -73,6 +85,14 @@ class Notice(Document):
 
     kind: Literal["notice"] = "notice"
     words: Words
+
+
+class Admitted(Document):
+    """To a relay: the sites that may dial it, and the keys that may not any more. Anything else is not known."""
+
+    kind: Literal["admitted"] = "admitted"
+    sites: dict[Name, Digest] = {}  # each with the digest of its key
+    out: tuple[Digest, ...] = ()
 
 
 class Welcome(Document):
@@ -137,10 +157,61 @@ class Beat(Document):
     kind: Literal["beat"] = "beat"
 
 
+# --- through a relay, either way ------------------------------------------------------------------------------
+
+
+class Opened(Document):
+    """A site began a session with the relay that it is behind."""
+
+    kind: Literal["opened"] = "opened"
+
+
+class Closed(Document):
+    """That session ended; from the hub: it is not taken for one."""
+
+    kind: Literal["closed"] = "closed"
+    words: Words = ""
+
+
+class Unusable(Document):
+    """A relay did not take what a site brought."""
+
+    kind: Literal["unusable"] = "unusable"
+    run: Name
+    position: NonNegativeInt
+    epoch: NonNegativeInt
+    words: Words  # site, tensor and reason
+
+
+class Relayed(Document):
+    """What a site behind a relay said, or is told; behind two relays it is wrapped twice."""
+
+    kind: Literal["relayed"] = "relayed"
+    site: Name
+    message: "Message"
+
+
 Message = Annotated[
-    Assign | Ask | Release | Notice | Welcome | Hello | Decisions | Done | Refusal | Failure | Progress | Beat,
+    Assign
+    | Ask
+    | Release
+    | Notice
+    | Welcome
+    | Hello
+    | Decisions
+    | Done
+    | Refusal
+    | Failure
+    | Progress
+    | Beat
+    | Admitted
+    | Opened
+    | Closed
+    | Unusable
+    | Relayed,
     Field(discriminator="kind"),
 ]
+Relayed.model_rebuild()
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 
@@ -151,9 +222,13 @@ class Parcel(Document):
     purpose: Literal["update", "weights", "code", "probe"]
     size: NonNegativeInt  # elements of the flat float32 vector; bytes when purpose is code or probe
     digest: Digest | None = None  # asked for (weights, code)
+    base: Digest | None = None  # weights that the asker has; in what is given: only the change from these comes
     content: Digest | None = None  # of an update as it was encoded: only the same one may go on where it broke off
     wire: tuple[str, ...] = ()
     answer: Answer | None = None  # with an update or initial weights
+    answers: Annotated[tuple[Answer, ...], Field(max_length=10_000)] = ()  # with an update that a relay made of theirs
+    site: Name | None = None  # for which site a relay fetches
+    held: bool = False  # the relay has it and asks only whether that site may have it
 
 
 # --- agent -> worker and back ---------------------------------------------------------------------------------
@@ -174,23 +249,34 @@ class Open(Document):
 
 
 class Initialise(Document):
-    """Write a new model's flat weights to `output`."""
+    """Write a new model's flat weights to `output`, without the tensors that stay."""
 
     kind: Literal["initialise"] = "initialise"
     seed: int
     output: str
+    keep_local: Patterns = ()
 
 
 class Train(Document):
-    """Take `steps` steps from `weights`; write the flat delta (or mean gradient) to `output`."""
+    """Take `steps` steps from `weights`; write the flat delta (or mean gradient) to `output`.
+
+    With `goes_on` the steps begin from the site's own weights in `state_in`; what the round before merged is mixed in
+    from `weights` after the first `sync.delay` of them.
+    """
 
     kind: Literal["train"] = "train"
     seed: int
-    weights: str
+    weights: str | None  # None: not here yet, in what is ordered ahead
     signature: Signature
     output: str
-    state_in: str | None = None  # inner optimiser state to start from
+    state_in: str | None = None  # what the site keeps from round to round: the optimiser's state, its own weights
     state_out: str | None = None
+    control_in: str | None = None  # the site's control variates, zeros where there are none yet
+    control_out: str | None = None
+    local_in: str | None = None  # the site's personal tensors; those of the seed where there are none yet
+    local_out: str | None = None
+    version: NonNegativeInt = 0  # of `weights`
+    goes_on: bool = False
     done: NonNegativeInt
     steps: NonNegativeInt
     batch: int
@@ -199,6 +285,16 @@ class Train(Document):
     checkpoint: str | None = None  # the state within the round goes here; a group given the order again goes on from it
     checkpoint_seconds: PositiveFloat = 10.0  # between two of them
     checkpoint_steps: NonNegativeInt = 0  # and after every so many steps; 0: by time only
+
+
+class Ahead(Document):
+    """Take those steps of the next round that need no weights, and keep the round in memory for its own order.
+
+    Whatever order comes instead drops it: nobody waits for it, and nothing is written.
+    """
+
+    kind: Literal["ahead"] = "ahead"
+    round: Train
 
 
 class Probe(Document):
@@ -214,6 +310,9 @@ class Evaluate(Document):
     kind: Literal["evaluate"] = "evaluate"
     weights: str
     signature: Signature
+    control: bool = False  # the second half of the weights is control variates, which no model has
+    keep_local: Patterns = ()
+    local_in: str | None = None  # the site's personal tensors
     heldout: bool = True
 
 
@@ -224,9 +323,11 @@ class Predict(Document):
     weights: str
     signature: Signature
     output: str
+    keep_local: Patterns = ()
+    local_in: str | None = None  # the site's personal tensors
 
 
-Order = Annotated[Open | Probe | Initialise | Train | Evaluate | Predict, Field(discriminator="kind")]
+Order = Annotated[Open | Probe | Initialise | Train | Ahead | Evaluate | Predict, Field(discriminator="kind")]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 
@@ -236,6 +337,7 @@ class Reply(Document):
     failed: Words | None = None
     progress: NonNegativeInt | None = None  # a step was taken; the order goes on
     examples: NonNegativeInt = 0
+    steps: NonNegativeInt = 0  # that were taken
     loss: float | None = None
     signature: Signature = ()
     profile: Profile | None = None

@@ -1,9 +1,11 @@
 """What came out: a model version with its lineage, and where it answers."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, StringConstraints
 
+from atoll.errors import Invalid
 from atoll.spec.document import Digest, Document, Label, Name
 
 
@@ -22,6 +24,40 @@ class TensorSpec(Document):
 
 
 Signature = Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
+_CONTROL, _LONGEST, _MOST = "control.", 128, 50_000  # what comes before a name, a Label's length, half a signature
+
+
+def with_control(signature: Signature) -> Signature:
+    """Return the signature of a model's weights with, behind them, control variates of the same shapes.
+
+    Raises `Invalid` for more tensors than that leaves room for, and for a name that cannot be made a control's.
+    """
+    if len(signature) > _MOST:
+        raise Invalid(f"signature: {len(signature):,} tensors where {_MOST:,} have room for their control; stack some")
+    taken = {spec.name for spec in signature}
+    for spec in signature:
+        name = _CONTROL + spec.name
+        if name in taken or len(name) > _LONGEST:
+            raise Invalid(f"tensor {spec.name}: {name}, the name of its control, is taken or too long; rename it")
+    return (*signature, *(TensorSpec(name=_CONTROL + spec.name, shape=spec.shape) for spec in signature))
+
+
+def without_control(signature: Signature) -> Signature:
+    """Return the signature that `with_control` was given; raise `Invalid` for one that it never returned."""
+    half = signature[: len(signature) // 2]
+    if with_control(half) != signature:
+        raise Invalid("signature: control variates must follow the weights, one for each of their tensors, in order")
+    return half
+
+
+# Of tensors' names: `*` is any text, `?` any character, `[ab]` one of these. They are told to other parties, too.
+Pattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*?!\[\]-]{1,128}$")]
+Patterns = Annotated[tuple[Pattern, ...], Field(max_length=100)]
+
+
+def fits(name: str, patterns: Patterns) -> bool:
+    """Tell whether a tensor's name fits one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class Moments(Document):
@@ -70,6 +106,7 @@ class Model(Document):
     file: str  # file of the bundle that holds the class
     params: dict[str, JsonValue] = {}
     signature: Signature
+    keep_local: Patterns = ()  # tensors of these names are not in it: each site of its run keeps its own
     columns: dict[str, str] = {}  # Arrow types of the rows it was trained on, which a request's rows follow
     statistics: dict[str, Moments] = {}
     metrics: dict[str, float] = {}

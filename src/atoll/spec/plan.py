@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from atoll.spec.document import Document, Name, near_miss
+from atoll.spec.model import Patterns
 
 
 class Layout(Document):
@@ -133,6 +134,7 @@ class Sync(Document):
     preset: str | None = None  # the name it was made from, kept for the reader
     exchange: Literal["gradient", "delta"] = "delta"
     period: PositiveInt = 1  # inner steps between two exchanges
+    seconds: PositiveFloat | None = None  # a round ends after so many, with at least one step, before `period` steps
     wait: Wait = Wait()
     merge: Literal["mean", "weighted_mean", "median", "trimmed_mean"] = "weighted_mean"
     trim: float = Field(default=0.1, ge=0, lt=0.5)  # trimmed_mean: the share cut off at each end
@@ -144,6 +146,8 @@ class Sync(Document):
     blend: float = Field(default=0.0, ge=0, lt=1)  # the share of a site's own weights that stay when a part comes in
     proximal: float = Field(default=0.0, ge=0)  # FedProx mu: pulls each site's steps towards the round's start
     keep_optimiser: bool = False  # keep the inner optimiser's state from round to round (DiLoCo does)
+    control: bool = False  # SCAFFOLD's control variates, exchanged beside the weights (Karimireddy et al., 2020)
+    keep_local: Patterns = ()  # tensors of these names never leave their site; each trains its own (FedPer, FedBN)
 
     @model_validator(mode="before")
     @classmethod
@@ -159,6 +163,11 @@ class Sync(Document):
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}{near_miss(str(name), list(PRESETS))}")
         return _overlay(PRESETS[name], table)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether a site's own weights live on from round to round, with only the merged part mixed into them."""
+        return self.fragments > 1 or self.delay > 0 or self.blend > 0
 
     @property
     def stride(self) -> int:
@@ -177,16 +186,50 @@ class Sync(Document):
                 f"period: {self.period}: must be a multiple of fragments ({self.fragments}), which take turns in it; "
                 f"set period: {self.fragments * (self.period // self.fragments + 1)}"
             )
-        if self.delay > self.stride:
-            raise ValueError(f"delay: {self.delay}: must be at most the {self.stride} steps between two exchanges")
-        if (self.fragments > 1 or self.delay) and self.wait.kind == "buffer":
+        if self.delay >= self.stride:
+            raise ValueError(f"delay: {self.delay}: must be below the {self.stride} steps between two exchanges")
+        if self.streaming and self.wait.kind == "buffer":
             raise ValueError(
                 "wait: buffer: merges updates of several rounds, which here are of other parts; use quorum"
             )
-        if (self.fragments > 1 or self.delay) and self.exchange == "gradient":
+        if self.streaming and self.exchange == "gradient":
             raise ValueError("exchange: gradient: steps outside only, so nothing can go on meanwhile; use delta")
+        if self.streaming and not self.keep_optimiser:
+            raise ValueError(
+                "fragments, delay, blend: a site's weights go on from round to round, and so must its optimiser's "
+                "state; set keep_optimiser: true"
+            )
+        if self.streaming and self.proximal:
+            raise ValueError(
+                f"proximal: {self.proximal:g}: pulls to the round's start, which is not there yet when a site goes on; "
+                "set it to 0, or fragments to 1, delay and blend to 0"
+            )
         if any(step.kind == "clip" for step in self.down):
             raise ValueError("down: clip bounds a site's update, and this is the hub's step; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _control_is_counted_once(self) -> Self:
+        if self.control and (words := _beyond_control(self)):
+            raise ValueError(words)
+        return self
+
+    @model_validator(mode="after")
+    def _time_ends_within_patience(self) -> Self:
+        if self.seconds is not None and self.seconds >= self.wait.patience:
+            raise ValueError(
+                f"seconds: {self.seconds:g}: a round fails after wait.patience ({self.wait.patience:g}); raise that one"
+            )
+        if self.seconds is not None and self.streaming:
+            raise ValueError("seconds: fragments take turns by steps; set fragments to 1, delay and blend to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _what_stays_steps_inside(self) -> Self:
+        if self.keep_local and self.exchange == "gradient":
+            raise ValueError("keep_local: exchange: gradient steps outside only, and so never what stays; use delta")
+        if self.keep_local and self.streaming:
+            raise ValueError("keep_local: goes with whole rounds only; set fragments to 1, delay and blend to 0")
         return self
 
     @model_validator(mode="after")
@@ -194,6 +237,24 @@ class Sync(Document):
         if self.exchange == "gradient" and self.proximal:
             raise ValueError("proximal pulls local steps, and exchange: gradient takes none; use exchange: delta")
         return self
+
+
+def _beyond_control(sync: Sync) -> str | None:
+    """Return which other coordinate control variates cannot go with, and the mend: the hub's is the mean of the sites'
+    as long as each of their changes is added in whole, once, and to the version that it was made from."""
+    if sync.exchange == "gradient":
+        return "control bends local steps, and exchange: gradient takes none; use exchange: delta"
+    if sync.wait.kind == "buffer":
+        return "control needs each site's last change to be counted before its next, and a buffer may not; use quorum"
+    if sync.streaming:
+        return "control belongs to the weights of a whole round; set fragments to 1, delay and blend to 0"
+    if sync.merge != "mean":
+        return f"control: the hub's is the mean of the sites', where merge: {sync.merge} has another; use merge: mean"
+    if any(step.kind == "clip" for step in sync.wire):
+        return "control: clip cuts off what hub and sites must count alike; remove it from the wire"
+    if any(step.lossy and not step.feedback for step in (*sync.wire, *sync.down)):
+        return "control: without feedback what the wire loses would part hub and sites for good; remove feedback: false"
+    return None
 
 
 def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -228,8 +289,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer": {"kind": "yogi", **_FEDOPT},
     },  # Reddi et al., 2021
     "fedbuff": {"period": 10, "wait": {"kind": "buffer", "count": 2}},  # Nguyen et al., 2022
+    "scaffold": {"period": 10, "merge": "mean", "control": True},  # Karimireddy et al., 2020
     "diloco": {  # Douillard et al., 2023
         "period": 50,
+        "merge": "mean",
+        "outer": {"rate": 0.7, "momentum": 0.9, "nesterov": True},
+        "keep_optimiser": True,
+    },
+    "streaming_diloco": {  # Douillard et al., 2025
+        "period": 48,
+        "fragments": 4,
+        "delay": 5,
+        "blend": 0.5,
         "merge": "mean",
         "outer": {"rate": 0.7, "momentum": 0.9, "nesterov": True},
         "keep_optimiser": True,

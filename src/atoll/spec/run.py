@@ -71,6 +71,8 @@ class SiteView(Document):
     latency_ms: float | None = None
     words: str = ""
     quarantine: str = ""  # why it is given no work, until it is released
+    relay: bool = False  # others dial it in the hub's place
+    behind: str = ""  # the relay that it dials itself
 
 
 class DeploymentView(Document):

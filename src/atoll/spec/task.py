@@ -138,6 +138,14 @@ def beyond_arrays(sync: Sync) -> str | None:
     """Return which coordinate of a sync an `ArraysTask` cannot follow, and the mend; None where it can follow all."""
     if sync.exchange == "gradient":
         return "exchange: gradient: the task hands over arrays and has no gradients; use delta, as preset: fedavg does"
+    if sync.seconds is not None:
+        return f"seconds: {sync.seconds:g}: the task takes its own steps, which nobody can end; remove it"
+    if sync.control:
+        return "control: the task takes its own steps, which cannot be turned; set control: false"
+    if sync.keep_local:
+        return "keep_local: the task's arrays are one whole, of which all is exchanged; remove it"
     if sync.proximal:
         return f"proximal: {sync.proximal:g}: the task takes its own steps, which cannot be pulled; set it to 0"
+    if sync.streaming:
+        return "fragments, delay, blend: a round of the task is one call on all its arrays; set them to 1, 0 and 0"
     return None

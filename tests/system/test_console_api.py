@@ -15,6 +15,8 @@ from atoll.errors import Invalid, NotFound
 from atoll.spec.job import QueryJob, run_name
 from atoll.spec.model import Deployment
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:

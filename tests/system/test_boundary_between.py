@@ -9,34 +9,12 @@ import pytest
 from atoll.boundary.channel import Frame
 from atoll.boundary.line import Line
 from atoll.boundary.network import SocketChannel, connect
-from atoll.boundary.port import Port
 from atoll.boundary.visit import Visit
 from atoll.errors import Denied, Invalid, LinkLost
-from tests.unit.ends import SECRET, WAIT, Desk, World, frames, refused, source, update
-from tests.unit.papers import Office, Posing
+from tests.unit.ends import SECRET, WAIT, Desk, frames, refused, source, update
+from tests.unit.papers import Office
 
-
-@pytest.fixture
-def tls(tmp_path):
-    made = World("tls", tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def serve():
-    """Serve with an identity of the test's choice, as a hub that errs or a stranger would."""
-    servers = []
-
-    def start(registrar=None, identity=None, **where):
-        if identity is not None:
-            registrar = Posing(registrar, identity)
-        servers.append(Port(Desk(), registrar=registrar, **where))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+pytestmark = pytest.mark.system
 
 
 # --- whoever stands between
@@ -192,7 +170,7 @@ def test_a_secret_is_good_only_from_this_machine(host):
         "tls://hub/../x:1",
         "tls://a..b:1",
         f"tls://{'a' * 70}:1",
-        "tls://user@hub:1",
+        "tls://User@hub:1",
     ],
 )
 def test_what_is_no_address_is_told_so_before_anything_is_dialled(tls, address):

@@ -1,25 +1,8 @@
 """The inner optimiser's state at a site: a round goes on from the one before it, or the run ends in words."""
 
-import pytest
-
 from atoll.runtime.errand import Errand
 from atoll.spec.plan import Sync
-from tests.unit.places import STEPS, WAIT, House, assign
-
-
-@pytest.fixture
-def house(tmp_path):
-    made = House(tmp_path)
-    yield made
-    made.journal.close()
-
-
-@pytest.fixture
-def errand(house):
-    made = Errand(house.place, "run")
-    yield made
-    made.end(keep=True)
-    assert made.wait(WAIT)
+from tests.unit.places import STEPS, WAIT, assign
 
 
 def diloco(position, **fields):
@@ -27,27 +10,27 @@ def diloco(position, **fields):
     return assign(position=position, sync=sync, **fields)
 
 
-def test_a_round_goes_on_from_the_state_after_the_one_before(house, errand):
+def test_a_round_goes_on_from_the_state_after_the_one_before(lyon, errand):
     for count, position in enumerate((2, 3), 1):
         errand.assign(diloco(position))
-        house.hub.wait_taken(count)
-    first, second = house.workers.did("train")
+        lyon.hub.wait_taken(count)
+    first, second = lyon.workers.did("train")
     assert first.state_in is None
     assert second.state_in == first.state_out
 
 
-def test_a_state_that_is_not_what_was_kept_ends_the_run_in_words_and_no_round_begins_without_it(house, errand):
+def test_a_state_that_is_not_what_was_kept_ends_the_run_in_words_and_no_round_begins_without_it(lyon, errand):
     errand.assign(diloco(2))
-    house.hub.wait_taken()
+    lyon.hub.wait_taken()
     errand.end(keep=True)
     assert errand.wait(WAIT)
-    (state,) = (house.runs / "run").glob("state-*")
+    (state,) = (lyon.runs / "run").glob("state-*")
     state.write_bytes(b"another")
-    again = Errand(house.place, "run")  # what an agent wrote itself it does not read again
+    again = Errand(lyon.place, "run")  # what an agent wrote itself it does not read again
     again.assign(diloco(3))
-    failure = house.hub.wait("failure")
+    failure = lyon.hub.wait("failure")
     assert (failure.error, failure.position) == ("Corrupt", 3)
     assert "state after stage 2 is not what was kept" in failure.words
-    assert len(house.workers.did("train")) == 1
+    assert len(lyon.workers.did("train")) == 1
     again.end(keep=True)
     assert again.wait(WAIT)

@@ -11,15 +11,9 @@ from atoll.boundary.line import WORD_LIMIT
 from atoll.boundary.session import Session
 from atoll.errors import AtollError, Denied, Invalid, LinkLost
 from atoll.spec.message import Release
-from tests.unit.ends import WAIT, lines, until
+from tests.unit.ends import WAIT, until
 
-
-@pytest.fixture(params=["plain", "tls"])
-def pair(request, tmp_path):
-    ends = lines(request.param, tmp_path)
-    yield ends
-    for end in ends:
-        end.close()
+pytestmark = pytest.mark.system
 
 
 class End:

@@ -13,15 +13,9 @@ import pytest
 from atoll.boundary.channel import Frame
 from atoll.boundary.line import HEAD, WORD, WORD_LIMIT, Line
 from atoll.errors import Denied, Invalid, LinkLost
-from tests.unit.ends import WAIT, frames, lines, plain, until
+from tests.unit.ends import WAIT, frames, plain, until
 
-
-@pytest.fixture(params=["plain", "tls"])
-def pair(request, tmp_path):
-    ends = lines(request.param, tmp_path)
-    yield ends
-    for end in ends:
-        end.close()
+pytestmark = pytest.mark.system
 
 
 def test_words_and_frames_arrive_as_they_were_sent_and_in_order(pair):

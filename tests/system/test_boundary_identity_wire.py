@@ -10,40 +10,18 @@ from atoll.boundary.identity import Identity, Ticket, new_key, pem_of, private_k
 from atoll.boundary.keyring import Keyring
 from atoll.boundary.line import Line
 from atoll.boundary.network import SocketChannel, connect
-from atoll.boundary.port import Port
 from atoll.boundary.secure import client_context
 from atoll.errors import Corrupt, Denied, Invalid, LinkLost
-from tests.unit.ends import SECRET, WAIT, Desk, World, answer, frames, progress, refused, source, update
-from tests.unit.papers import SERVER, Office, Paper, Posing
+from tests.unit.ends import SECRET, WAIT, answer, frames, progress, refused, source, update
+from tests.unit.papers import SERVER, Office, Paper
 
-
-@pytest.fixture
-def tls(tmp_path):
-    made = World("tls", tmp_path)
-    yield made
-    made.close()
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture
 def other(tmp_path):
     (tmp_path / "other").mkdir()
     return Office(tmp_path / "other")
-
-
-@pytest.fixture
-def serve():
-    """Serve with an identity of the test's choice, as a hub that errs or a stranger would."""
-    servers = []
-
-    def start(registrar=None, identity=None, **where):
-        if identity is not None:
-            registrar = Posing(registrar, identity)
-        servers.append(Port(Desk(), registrar=registrar, **where))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 # --- joining

@@ -14,12 +14,7 @@ from atoll.spec.message import Release
 from tests.unit.ends import WAIT, World, answer, frames, parcel, plain, progress, refused, source, update, wanted
 from tests.unit.papers import HOUR
 
-
-@pytest.fixture
-def tls(tmp_path):
-    made = World("tls", tmp_path)
-    yield made
-    made.close()
+pytestmark = pytest.mark.system
 
 
 def test_a_renewed_certificate_keeps_what_is_open_and_is_used_from_the_next_dial_on(tmp_path):

@@ -14,12 +14,12 @@ from atoll.boundary.port import Limits, Port
 from atoll.errors import AtollError, Denied, Invalid, LinkLost
 from tests.unit.ends import SECRET, WAIT, Desk, World, frames, plain, progress, source, threads, until, update, wanted
 
+pytestmark = pytest.mark.system
 
-@pytest.fixture(params=["plain", "tls"])
-def world(request, tmp_path):
-    made = World(request.param, tmp_path)
-    yield made
-    made.close()
+
+@pytest.fixture
+def world(socket_world):
+    return socket_world
 
 
 def served():

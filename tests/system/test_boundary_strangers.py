@@ -28,6 +28,8 @@ from tests.unit.ends import (
     wanted,
 )
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def world():
@@ -247,7 +249,7 @@ HERE = b'{"verb": "here", "site": "lyon", "secret": "%s"}' % SECRET.encode()
 def test_whatever_bytes_come_the_port_stays_up_and_their_thread_ends(kind, tmp_path):
     world = World(kind, tmp_path, Limits(greeting=WAIT))
 
-    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @settings(suppress_health_check=list(HealthCheck))
     @given(ANY | HEADED | TLS | GREETED)
     def send(data):
         line = world.bare()

@@ -31,6 +31,8 @@ from tests.unit.ends import (
 )
 from tests.unit.papers import Office
 
+pytestmark = pytest.mark.system
+
 BRIEF = Limits(greeting=0.1)
 
 

@@ -13,16 +13,11 @@ from atoll.spec.fleet import Site
 from atoll.spec.message import Decisions, Done, Failure, Hello, Refusal, Release, Welcome
 from tests.unit.ends import SECRET, WAIT, Desk, World, frames, plain, progress, source, update, wanted
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(params=["memory", "plain", "tls"])
 def world(request, tmp_path):
-    made = World(request.param, tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=["plain", "tls"])
-def socket_world(request, tmp_path):
     made = World(request.param, tmp_path)
     yield made
     made.close()
