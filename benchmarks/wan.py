@@ -38,7 +38,7 @@ KEPT, FEWER, GAP = 0.95, 100.0, 2.0  # of the tokens per second; times the bytes
 
 DATASET, PURPOSE = "source", "research"  # as job.yaml has them
 
-EVERY, STREAMED, ALONE = "every step", "streaming, int8", "once, at the end"
+EVERY, STREAMED, ALONE = "every step", "streaming, int4", "once, at the end"
 DILOCO = {"preset": "diloco", "period": 50, "outer": {"rate": 0.7, "momentum": 0.5}}
 INT8, INT4 = [{"kind": "int8"}], [{"kind": "int4"}]
 WAYS: dict[str, dict[str, Any]] = {
@@ -48,12 +48,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "period 50, int4": {**DILOCO, "wire": INT4, "down": INT4},
     STREAMED: {
         "preset": "streaming_diloco",
-        "period": 50,
-        "fragments": 5,
-        "delay": 9,  # of the ten steps between two exchanges: some 300 ms for each to travel and be merged in
-        "outer": {"rate": 0.7, "momentum": 0.5},
-        "wire": INT8,
-        "down": INT8,
+        "period": 16,
+        "fragments": 2,
+        "delay": 6,  # of the eight steps between two exchanges: some 200 ms for each to travel and be merged in
+        "outer": {"rate": 1.0, "momentum": 0.0, "nesterov": False},
+        "wire": INT4,
+        "down": INT4,
     },
 }
 MAIN = ("period 50", STREAMED)  # over the other links, too

@@ -17,6 +17,7 @@ from atoll.runtime.desk import Desk, Parts
 from atoll.runtime.files import Folders
 from atoll.runtime.machine import AssignTo
 from atoll.runtime.roster import Roster
+from atoll.runtime.state import spooled
 from atoll.spec.event import Answer, Expired, Joined, Merged, Planned, Submitted
 from atoll.spec.fleet import Dataset, Site
 from atoll.spec.job import parse_job
@@ -127,7 +128,20 @@ class House:
     def crossings(self):
         return [entry.event for entry in self.journal.entries(kinds=("crossing",))]
 
+    def check(self):
+        """See that each update that counts is in one name, by relays that are there, and is in the spool as it came."""
+        for event in (entry.event for entry in self.journal.entries(kinds=("run.answered",))):
+            assert all(answer.via for answer in event.answers) or not event.others
+            for answer in event.answers:
+                assert not answer.via or answer.via[0] in self.desk.tree.way(answer.site)
+        for state in self.conductor.states.values():
+            held = {(spooled(one), one.update) for one in (*state.arrived, *state.merging) if one.update is not None}
+            assert len({name for name, _ in held}) == len(held)
+            assert all(self.files(state.run).spool.holds(*one) for one in held)
+
     def close(self):
+        if not self.conductor.closing:
+            self.check()
         self.conductor.close()
         self.journal.close()
 

@@ -13,8 +13,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from atoll.boundary.certificates import SITE_LIFE, Authority
 from atoll.boundary.identity import Identity, Peer, hub_of, key_digest, new_key, pem_of, private_key
 from atoll.boundary.keyring import Keyring
-from atoll.boundary.register import Asked, Members, Registrar
+from atoll.boundary.register import Asked, Members, Registrar, Ways
 from atoll.errors import Unavailable
+from atoll.runtime.tree import Tree
 
 PEM = serialization.Encoding.PEM
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
@@ -27,6 +28,7 @@ class Office:
 
     folder: Path
     names: tuple = ()
+    ways: Ways = field(default_factory=Tree)  # nobody is behind anybody
     life: timedelta = SITE_LIFE
     ahead: float = 0.0  # seconds by which the register's clock is ahead
     full: bool = False  # the journal's disk
@@ -36,7 +38,7 @@ class Office:
     def __post_init__(self):
         Authority.create(self.folder / "ca")
         self.authority = Authority(self.folder / "ca", self.life, self.clock)
-        self.registrar = Registrar(self.authority, self.members, self.record, self.names, self.clock)
+        self.registrar = Registrar(self.authority, self.members, self.record, self.ways, self.names, self.clock)
 
     def clock(self):
         return time.time() + self.ahead

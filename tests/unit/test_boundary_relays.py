@@ -21,9 +21,7 @@ class Ways:
 
 @pytest.fixture(scope="module")
 def office(tmp_path_factory):
-    made = Office(tmp_path_factory.mktemp("office"))
-    made.registrar.ways = Ways()
-    return made
+    return Office(tmp_path_factory.mktemp("office"), ways=Ways())
 
 
 def name(certificate):

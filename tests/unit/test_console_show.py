@@ -74,6 +74,20 @@ def test_a_plan_shows_how_updates_go_up_and_weights_down():
     assert "delta exchanged\n" in printed(show.plan(PLAN))
 
 
+def test_a_plan_shows_every_coordinate_that_is_not_as_where_nothing_is_said():
+    def rounds(**sync):
+        text = printed(show.plan(PLAN.model_copy(update={"sync": Sync.model_validate(sync)})))
+        return next(line for line in text.splitlines() if line.startswith("Rounds: ")).removeprefix("Rounds: 20 of ")
+
+    assert rounds(period=10) == "10 steps, delta exchanged"
+    assert rounds(preset="streaming_diloco") == (
+        "12 steps, delta exchanged, one of 4 fragments in turn, mixed in 5 steps later, 50% of a site's own staying"
+    )
+    assert rounds(preset="scaffold", seconds=30, keep_local=["head.*", "*.running_*"]) == (
+        "10 steps or 30 s, delta exchanged, with control variates, head.* *.running_* staying at each site"
+    )
+
+
 def test_progress_shows_round_loss_bytes_and_each_site():
     sites = {"zurich": SiteProgress(connected=True, state="training", step=3, steps=10), "basel": SiteProgress()}
     now = view(work="train", round=4, rounds=20, loss=0.51, losses=(0.7, 0.51), sites=sites, bytes_up=2000)

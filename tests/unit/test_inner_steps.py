@@ -9,7 +9,7 @@ from torch import nn
 
 from atoll.errors import TaskFailed
 from atoll.inner.mesh import Mesh
-from atoll.inner.steps import Start, training_steps
+from atoll.inner.steps import Pull, Start, training_steps
 
 
 class Line:
@@ -78,3 +78,15 @@ def test_examples_that_are_not_finite_are_named():
         TaskFailed, match=r"^loss is nan at step 1 of the run; 'x' holds values that are not finite: fill"
     ):
         steps(Line(), x=float("nan"))
+
+
+def test_a_proximal_term_pulls_what_is_exchanged_to_where_it_was_and_leaves_what_stays_alone():
+    model = nn.Linear(2, 1)
+    pull = Pull.from_here(model, 0.5, personal={"bias"})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(2.0)
+            parameter.grad = torch.zeros_like(parameter)
+    pull.apply()
+    torch.testing.assert_close(model.weight.grad, torch.full((1, 2), 1.0))
+    assert model.bias.grad.tolist() == [0.0]

@@ -53,6 +53,17 @@ def test_what_is_written_is_read_back_and_the_counter_stays():
     assert module.embed.weight.requires_grad
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LazyBatchNorm1d])
+def test_a_running_variance_that_rounding_left_below_zero_is_taken_for_zero(norm):
+    module = nn.Sequential(nn.Linear(2, 2), norm(2) if norm is nn.BatchNorm1d else norm()).eval()
+    module(torch.ones(1, 2))
+    vector = read_vector(module, signature_of(module))
+    vector[-2:] = -0.25, 0.5
+    write_vector(module, signature_of(module), vector)
+    assert module[1].running_var.tolist() == [0.0, 0.5]
+    assert module(torch.ones(3, 2)).isfinite().all()
+
+
 def test_reading_copies():
     module = nn.Linear(1, 1)
     vector = read_vector(module, signature_of(module))

@@ -1,6 +1,7 @@
 """The hub's cache of the newest change: given from exactly the weights it is from, and gone without harm."""
 
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_what_is_not_kept_leaves_nothing(tmp_path):
     with changes.writing() as made:
         made.add(CHUNKS[0])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("room", [0, CHUNK + 100])
+def test_a_disk_without_room_for_a_change_costs_that_change_and_nothing_else(tmp_path, room):
+    changes = Changes(tmp_path)
+    put(changes)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        put(changes, ONE, TWO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert changes.find(ONE, TWO) is None
+    assert changes.find(ZERO, ONE) is None  # a site with those fetches the newest whole
+    assert not list(tmp_path.iterdir())
+    put(changes, ONE, TWO)
+    assert taken(changes.find(ONE, TWO)) == SENT
 
 
 def test_a_file_that_is_gone_is_no_change(tmp_path):

@@ -174,8 +174,7 @@ def test_a_stream_that_broke_and_its_repeat_are_one_crossing_though_both_were_wh
     house.run()
     parcel = house.parcel("run", "ada")
     before = len(house.crossings())
-    with pytest.raises(LinkLost, match="not taken from this stream any more"):
-        house.desk.take("ada", parcel, first)
+    house.desk.take("ada", parcel, first)  # a receipt: the very same counts already
     assert len(house.crossings()) - before == 1
     assert len(house.conductor.states["run"].arrived) == 1
 

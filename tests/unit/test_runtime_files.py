@@ -1,5 +1,6 @@
 """What the hub keeps of a run on disk: weights and outer state, whole and verified or not there."""
 
+import os
 import threading
 
 import numpy as np
@@ -128,13 +129,24 @@ def test_tidying_keeps_this_rounds_and_the_last_rounds_files_and_what_is_not_spe
         kept.append(files.put_weights(vector(seed=number), SIGNATURE))
         kept.append(files.put_outer(OuterState(number, {"momentum": vector(seed=number)})))
         brought(files, number)
-    files.tidy(lambda position, site: position < 3)
+    files.tidy(lambda position, site: position < 3, ())
     assert {path.stem for path in tmp_path.glob("*.safetensors")} == {
         name.removeprefix("sha256:") for name in kept[-4:]
     }
     spool = [path.name for path in (tmp_path / "spool").glob("*.update")]
     assert sorted(spool) == ["3-lyon.update", "4-lyon.update"]
     assert np.array_equal(RunFiles(tmp_path).vector(kept[-2], SIGNATURE), vector(seed=4))
+
+
+def test_tidying_keeps_what_the_run_works_with_also_where_a_clock_was_set_back(tmp_path):
+    kept = [RunFiles(tmp_path).put_weights(vector(seed=number), SIGNATURE) for number in range(8)]
+    files = RunFiles(tmp_path)
+    kept.append(files.put_weights(vector(seed=8), SIGNATURE))
+    for number, digest in enumerate(kept):  # the last ones are the oldest
+        os.utime(tmp_path / f"{digest.removeprefix('sha256:')}.safetensors", (100 - number, 100 - number))
+    files.tidy(lambda position, site: False, (kept[7], None))
+    left = {path.stem for path in tmp_path.glob("*.safetensors")}
+    assert left == {digest.removeprefix("sha256:") for digest in (*kept[:4], kept[7], kept[8])}
 
 
 def test_a_sweep_drops_runs_that_are_over_or_unknown_and_half_written_files_of_the_others(tmp_path):

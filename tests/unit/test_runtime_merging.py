@@ -18,7 +18,7 @@ from atoll.runtime.machine import Merge
 from atoll.runtime.merging import merged
 from atoll.spec.event import Answer, ColumnSums, Expired, Totals
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Outer
+from atoll.spec.plan import Outer, Transform
 from tests.unit.runs import ZERO, answer, fold, plan, running, train_job, training
 from tests.unit.runs import merged as told
 
@@ -121,6 +121,27 @@ def test_rounds_are_merged_to_the_bits_of_merge_and_step_also_by_a_hub_that_was_
         made = rounds.merge(answers, RunFiles(tmp_path) if restart else None)
     assert np.array_equal(RunFiles(tmp_path).vector(made.weights, SIGNATURE), expected(outer, 2, 2))
     assert made.loss == 0.5
+
+
+def test_a_change_that_cannot_be_written_costs_no_merge(tmp_path):
+    rounds = Rounds(tmp_path, outer=Outer(), down=(Transform(kind="int8"),))
+    before = rounds.state.weights
+    rounds.merge(rounds.bring("ab"))
+    whole = rounds.files.changes.find(before, rounds.state.weights)
+    assert whole.size == SIZE
+    (tmp_path / "1.change").mkdir()
+    before, made = rounds.state.weights, rounds.merge(rounds.bring("ab"))
+    assert rounds.files.changes.find(before, made.weights) is None
+    assert RunFiles(tmp_path).vector(made.weights, SIGNATURE).size == SIZE
+
+
+def test_first_weights_that_are_not_what_was_journalled_end_the_run(tmp_path):
+    state, _ = running(plan("ab"), "a")
+    files = RunFiles(tmp_path)
+    brought = {"position": 0, "epoch": 0, "signature": SIGNATURE, "update": ZERO}
+    files.spool.receive((0, "a"), lambda at: encode(vector(1), ()), (), SIZE)
+    with pytest.raises(Corrupt, match="update of a for stage 0 is not what was received"):
+        merged(state, [Answer.model_validate({"site": "a", **brought})], files)
 
 
 def test_a_merge_that_finds_no_room_is_done_again_to_the_same_bits(tmp_path):

@@ -258,6 +258,18 @@ def test_a_plan_waits_for_the_sites_that_were_there_when_its_job_was_submitted(l
     left.hub.cancel("run", "ana")
 
 
+def test_runs_whose_plans_wait_for_sites_keep_no_other_from_its_merges(left):
+    left.leave(("ada",), ("ada", "bob"))
+    waiting = [f"run-{number}" for number in range(12)]
+    with Journal(left.home / "hub" / "journal.db", "hub") as journal:
+        submitted = {"user": "ana", "job": JOB, "code": sha256(b"code"), "holders": ("oslo",)}
+        journal.append(*(Submitted.model_validate({"run": run, **submitted}) for run in waiting), actor="ana")
+    left.hub = Hub(left.home, NothingDeployed())
+    assert set(left.hub.resume()) == {"run", *waiting}
+    assert left.ended().state == "finished"
+    assert {left.hub.run(run).state for run in waiting} == {"planning"}
+
+
 # --- under a quorum
 
 

@@ -1,17 +1,22 @@
 """A site's own tensors from round to round, and beyond the run for the model that came of it."""
 
+import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from atoll.errors import NotFound
+from atoll.errors import Corrupt, NotFound
+from atoll.registry.weights import save
 from atoll.runtime import personal
-from atoll.runtime.errand import Errand
+from atoll.runtime.errand import Errand, room
 from atoll.runtime.kept import RunFolder
+from atoll.spec.document import sha256
 from atoll.spec.message import Reply
+from atoll.spec.model import TensorSpec, with_control
 from atoll.spec.plan import Sync
-from tests.unit.places import BATCH, SIGNATURE, STEPS, WAIT, House, assign, job, update
+from tests.unit.places import BATCH, SIGNATURE, SIZE, STEPS, WAIT, WEIGHTS, House, assign, job, update
 
 SYNC = Sync.model_validate({"period": STEPS, "keep_local": ["head*"], "wait": {"patience": WAIT}})
 
@@ -108,12 +113,40 @@ def test_a_signature_that_names_what_stays_is_not_worked_with(house, site):
     assert house.workers.did("train") == []
 
 
+@pytest.mark.parametrize("pattern", ["c*", "[!f]*"])
+def test_patterns_that_fit_the_hubs_own_names_of_control_variates_name_none_of_them(house, site, pattern):
+    shared = (TensorSpec(name="features.weight", shape=(4,)),)
+    sync = Sync.model_validate({"preset": "scaffold", "period": STEPS, "keep_local": [pattern]})
+
+    def trains_both(order, group):
+        Path(order.control_out).write_bytes(b"control")
+        return trains(order, group)
+
+    house.workers.answers["train"] = trains_both
+    both = with_control(shared)
+    site.errand.assign(assign(position=2, sync=sync, signature=both, weights=sha256(save(WEIGHTS, both))))
+    assert house.hub.wait_taken()[0].answer.position == 2
+
+
 def test_first_weights_that_hold_what_stays_do_not_leave(house, site):
     told = tuple(spec.model_copy(update={"name": f"head.{spec.name}"}) for spec in SIGNATURE)
     house.workers.answers["initialise"] = lambda order, group: Reply(signature=told)
     site.begin("initialise", position=1, job=job("train"))
     assert "tensor head.w stays at its site" in house.hub.wait("failure").words
     assert house.hub.taken == []
+
+
+def test_room_is_also_for_weights_to_be_fetched_and_for_what_stays(house, site):
+    folder, vector = RunFolder(house.runs / "run"), 4 * SIZE
+    little = room(assign("query", position=0, weights=None), folder)
+    for work in ("evaluate", "predict"):
+        assert room(assign(work, position=0), folder) == little + vector
+    assert room(assign(), folder) == little + 2 * vector
+    keeps = SYNC.model_copy(update={"keep_optimiser": True})
+    assert room(assign(sync=keeps), folder) == little + 4 * vector + 3 * vector  # nobody knows yet how large they are
+    site.round(2)
+    own = len(b"own after step %d" % STEPS)
+    assert room(assign(position=3, sync=keeps), folder) == little + 4 * vector + 3 * own
 
 
 # --- beyond the run
@@ -149,6 +182,28 @@ def test_torn_ones_are_not_kept_and_the_folder_goes_all_the_same(house, site):
     assert not (house.runs / "run").exists()
 
 
+def test_a_disk_that_takes_none_leaves_the_folder_and_the_next_release_keeps_them(house, site):
+    site.round(2)
+    (house.home / "personal").write_bytes(b"")  # stands for whatever the disk may say
+    site.end(keep=False, made=True)
+    assert (house.runs / "run" / "local-2.safetensors").exists()
+    (house.home / "personal").unlink()
+    site.restart()
+    site.end(keep=False, made=True)
+    assert list(kept(house)) == ["run.safetensors"]
+    assert not (house.runs / "run").exists()
+
+
+def test_an_agent_killed_before_it_dropped_the_folder_is_not_told_to_have_lost_them(house, site, caplog):
+    site.round(2)
+    site.end()
+    personal.keep(house.home, "run", RunFolder(house.runs / "run"))
+    with caplog.at_level(logging.ERROR):
+        personal.keep(house.home, "run", RunFolder(house.runs / "run"))
+    assert caplog.messages == []
+    assert kept(house) == {"run.safetensors": b"own after step %d" % STEPS}
+
+
 def test_the_oldest_go_once_there_are_many(house, site):
     site.round(2)
     (house.home / "personal").mkdir()
@@ -171,3 +226,46 @@ def test_jobs_about_the_model_find_them_and_say_so_where_there_are_none(house):
     (house.home / "personal" / "earlier.safetensors").write_bytes(b"own")
     assert personal.find(house.home, asked) == house.home / "personal" / "earlier.safetensors"
     assert personal.find(house.home, assign("predict", position=0, made_by="earlier")) is None
+
+
+ASKED = assign("predict", position=0, run="other", keep_local=("head*",), made_by="run")
+
+
+def test_a_job_about_the_model_finds_them_while_the_run_that_made_it_still_sends(house, site):
+    sending, go, take = threading.Event(), threading.Event(), house.hub.take
+
+    def taken(*args):
+        sending.set()
+        assert go.wait(WAIT)
+        return take(*args)
+
+    house.hub.take = taken
+    site.begin(position=2)
+    assert sending.wait(WAIT)
+    found = personal.find(house.home, ASKED)  # the release is still on its way
+    assert found is not None
+    assert found.read_bytes() == b"own after step %d" % STEPS
+    site.errand.end(keep=False, made=True)
+    assert personal.find(house.home, ASKED) == found
+    go.set()
+    assert site.errand.wait(WAIT)
+    assert kept(house) == {"run.safetensors": b"own after step %d" % STEPS}
+    assert not (house.runs / "run").exists()
+
+
+def test_rounds_after_a_job_found_them_leave_what_it_reads_alone_and_the_newest_are_kept(house, site):
+    site.round(2)
+    found = personal.find(house.home, ASKED)
+    site.round(3)
+    assert found is not None
+    assert found.read_bytes() == b"own after step %d" % STEPS
+    site.end(keep=False, made=True)
+    assert found.read_bytes() == b"own after step %d" % (2 * STEPS)
+
+
+def test_torn_ones_of_a_run_that_is_still_here_are_not_given_to_a_job(house, site):
+    site.round(2)
+    (house.runs / "run" / "local-2.safetensors").write_bytes(b"torn")
+    with pytest.raises(Corrupt, match="what stays of the model after stage 2"):
+        personal.find(house.home, ASKED)
+    assert kept(house) == {}

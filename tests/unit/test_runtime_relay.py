@@ -3,9 +3,9 @@
 import pytest
 
 from atoll.boundary.channel import Frame
-from atoll.errors import Corrupt, Denied, Invalid, NotFound, Unfit
+from atoll.errors import Denied, Invalid, LinkLost, NotFound, Unfit
 from atoll.journal import Journal
-from atoll.runtime.branches import groups
+from atoll.runtime.branches import on_way
 from atoll.runtime.machine import AssignTo, Merge
 from atoll.runtime.shelf import Shelf
 from atoll.runtime.tree import Tree
@@ -58,9 +58,9 @@ def house(tmp_path):
     made.close()
 
 
-def running(house):
-    """Bring a run of ada, bob and dan into its first train round; return its parcel as alps would sum it."""
-    house.start(sites=("dan", "ada", "bob"))
+def running(house, **sync):
+    """Bring a run of ada, bob and dan into its first train round."""
+    house.start(sites=("dan", "ada", "bob"), **sync)
     house.bring("dan", house.parcel("run", "dan", signature=SIGNATURE))
     house.merge("run", house.files("run").put_weights(vector(), SIGNATURE))
 
@@ -98,11 +98,27 @@ def test_a_relay_is_told_whom_to_admit_and_whom_no_more(tree):
     assert made.behind("bob") is None
 
 
+def test_a_list_too_long_to_tell_a_relay_of_ends_neither_the_hub_nor_its_session(house, caplog):
+    def send(message):
+        if isinstance(message, Admitted):
+            raise Invalid("message: over the limit")
+
+    house.desk.opened("alps", send)
+    house.conductor.record(Revoked(site="ada", user="me"))
+    assert house.happened("site.revoked")
+    assert caplog.text.count("alps: cannot be told whom to let in (message: over the limit)") == 2
+
+
 def test_no_relay_is_behind_itself_and_nobody_behind_what_is_none(tree):
-    made, _ = tree
+    made, see = tree
     for site, relay in (("alps", "alps"), ("alps", "jura")):
         with pytest.raises(Invalid, match="behind 'alps' itself"):
             made.check_behind(site, relay)
+    for number, (site, relay) in enumerate((("x", "y"), ("y", "z"))):  # not taken up yet
+        made.check_behind(site, relay)
+        see(taken_up(site, relay, relay=True, number=number)[0])
+    with pytest.raises(Invalid, match="behind 'z' itself"):
+        made.check_behind("z", "x")
     with pytest.raises(NotFound, match="'dan' is no relay"):
         made.address("dan")
     assert made.address("jura") == "tls://jura@here:1"
@@ -195,23 +211,23 @@ def test_what_a_relay_did_not_take_counts_against_the_site_that_brought_it(house
 
 
 @pytest.mark.parametrize("sync", [{"merge": "median"}, {"wait": {"kind": "buffer", "count": 2}}])
-def test_what_does_not_compose_is_in_no_group_and_is_not_taken_as_a_sum(house, sync):
+def test_what_does_not_compose_is_in_no_branch_and_is_not_taken_as_a_sum(house, sync):
     house.start(sites=("ada", "bob"), **sync)
     house.desk.take("alps", house.parcel("run", "ada", signature=SIGNATURE), source([whole()]))
     house.merge("run", house.files("run").put_weights(vector(), SIGNATURE))
-    assert groups(house.desk.tree, house.conductor.states["run"], "ada") == ()
+    assert on_way(house.desk.tree, house.conductor.states["run"], "ada", house.desk.quarantine) == ()
     with pytest.raises(Unfit, match="waits for single ones"):
         house.desk.take("alps", parcel(house, "ada", "bob"), unread)
 
 
-def test_groups_are_of_all_members_behind_a_relay_until_its_sum_is_here(house):
+def test_branches_are_of_all_members_behind_a_relay_until_its_sum_is_here(house):
     running(house)
     tree, state = house.desk.tree, house.conductor.states["run"]
-    [group] = groups(tree, state, "ada")
-    assert (group.relay, group.sites, group.counted) == ("alps", ("ada", "bob"), None)
-    assert groups(tree, state, "dan") == ()
+    [branch] = on_way(tree, state, "ada", house.desk.quarantine)
+    assert (branch.relay, branch.sites, branch.counted) == ("alps", ("ada", "bob"), None)
+    assert on_way(tree, state, "dan", house.desk.quarantine) == ()
     house.desk.take("alps", parcel(house, "ada", "bob"), source([whole()]))
-    assert groups(tree, house.conductor.states["run"], "ada") == ()
+    assert on_way(tree, house.conductor.states["run"], "ada", house.desk.quarantine) == ()
 
 
 def test_no_merge_sees_a_part_of_a_sum():
@@ -250,8 +266,9 @@ def test_what_is_not_what_its_digest_says_is_not_kept_nor_given(tmp_path):
 
     shelf = Shelf(tmp_path / "shelf", fetch)
     wanted = Parcel(run="run", purpose="code", size=0, digest=sha256(data))
-    with pytest.raises(Corrupt):
-        shelf.give("ada", wanted, ())
+    _, frames = shelf.give("ada", wanted, ())
+    with pytest.raises(LinkLost, match="what came to the relay is not it"):
+        list(frames)
     for site in ("ada", "bob"):
         header, frames = shelf.give(site, wanted, ())
         assert (b"".join(bytes(frame.data) for frame in frames), header.site, header.held) == (data, None, False)

@@ -161,7 +161,7 @@ def test_the_hubs_weights_are_written_over_those_of_the_round_before_the_last(tm
     for number in range(6):
         vector = np.full(5000, number, np.float32)
         digest = files.put_weights(vector, signature)
-        files.tidy(lambda position, site: False)
+        files.tidy(lambda position, site: False, (digest,))
         [path] = tmp_path.glob(f"{digest.removeprefix('sha256:')}.safetensors")
         inodes.append(path.stat().st_ino)
         assert np.array_equal(RunFiles(tmp_path).vector(digest, signature), vector)

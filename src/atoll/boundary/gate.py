@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Hashable, Iterator
 from typing import Protocol
 
 from atoll.boundary import network
-from atoll.boundary.channel import Channel, Desk, FrameLike, Source
+from atoll.boundary.channel import Channel, Desk, Frame, FrameLike, Source
 from atoll.boundary.identity import Identity
 from atoll.boundary.memory import MemoryChannel
 from atoll.boundary.port import Port
@@ -26,6 +26,8 @@ class Judge(Protocol):
 
 
 _PROBE = 4 << 20  # bytes
+_PROBE_LIMIT = 8 << 20  # that another end may ask for
+_PIECE = 1 << 20
 _REMEMBERED = 1000  # newest crossings of a site; what is tried again is among them
 Record = Callable[..., object]  # (*events) -> once it returns they are durable
 
@@ -102,6 +104,12 @@ class Uplink:
         if channel is None:
             raise LinkLost("there is no session with the hub; dial first")
         return channel
+
+
+def probed(parcel: Parcel) -> tuple[Parcel, Iterator[Frame]]:
+    """Return what a hub, or a relay, gives for a probe of the link to it: zeros."""
+    size = min(parcel.size, _PROBE_LIMIT)
+    return parcel, (Frame(start, 0, bytes(min(_PIECE, size - start))) for start in range(0, size, _PIECE))
 
 
 class RelayGate(Uplink):

@@ -142,14 +142,14 @@ class Registrar:
         authority: Authority,
         members: Members,
         record: Callable[[Issued], object],
+        ways: Ways,
         names: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._authority, self._members, self._record, self._clock = authority, members, record, clock
         self._turn = threading.Lock()
         self._latest: dict[Peer, Certificate] = {}
-        self._names = names
-        self.ways: Ways | None = None
+        self._ways, self._names = ways, names
         self._identity, self._made = authority.identity(names), clock()
 
     @property
@@ -192,14 +192,14 @@ class Registrar:
         that were invited to be behind it, by just this way."""
         self._members.admit(relay, self._clock())
         peer = Peer.read(asked.name)
-        ways = self.ways.way(peer.name, peer.kind == "invited") if self.ways is not None else ()
+        ways = self._ways.way(peer.name, peer.kind == "invited")
         if peer.hub != self._authority.hub or not ways or ways != (relay.name, *asked.through):
             raise Denied(f"site {relay.name!r}: asks for {peer.name!r}, which was not invited to be behind it")
         return peer
 
     def _port(self, peer: Peer, key: ec.EllipticCurvePublicKey) -> bytes:
         self._members.admit(peer, self._clock())
-        if self.ways is None or not self.ways.is_relay(peer.name):
+        if not self._ways.is_relay(peer.name):
             raise Denied(f"site {peer.name!r}: was not invited as a relay, so no others dial it; see atoll site invite")
         return self._authority.certify_port(peer.name, key)
 

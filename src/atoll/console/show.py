@@ -1,6 +1,6 @@
 """How documents look in a terminal: pure functions from a document to something rich can print."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,7 +14,7 @@ from atoll.planner.explain import duration, told, volume
 from atoll.registry.lineage import Branch, LineageTree
 from atoll.spec.fleet import Fleet
 from atoll.spec.model import Model
-from atoll.spec.plan import Candidate, Plan
+from atoll.spec.plan import Candidate, Plan, Sync
 from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
 
 _STYLES = {
@@ -79,10 +79,7 @@ def plan(found: Plan) -> RenderableType:
     ranks = ", ".join(f"{site} ({layout.ranks})" for site, layout in found.layouts.items())
     parts.append(text(f"Sites (ranks): {ranks or ', '.join(found.sites) or 'none'}"))
     if found.rounds:
-        cut = f", one of {found.sync.fragments} fragments in turn" if found.sync.fragments > 1 else ""
-        ways = (("up", found.sync.wire), ("down", found.sync.down))
-        cut += "".join(f", {way} as {' + '.join(step.kind for step in steps)}" for way, steps in ways if steps)
-        parts.append(text(f"Rounds: {found.rounds} of {found.sync.stride} steps, {found.sync.exchange} exchanged{cut}"))
+        parts.append(text(f"Rounds: {found.rounds} of {', '.join(_rounds_of(found.sync))}"))
     parts += [text(f"- {line}", "dim") for line in told(found.reasons)]
     return Group(*parts)
 
@@ -323,6 +320,25 @@ def _candidate(item: Candidate) -> tuple[object, ...]:
     cost = (duration(price.seconds), volume(price.bytes), volume(price.memory_bytes)) if price else ("-", "-", "-")
     mark = text("✓", "green") if chosen else text("✗", "red")
     return (mark, text(item.name, "bold" if chosen else ""), *cost, text(why, "green" if chosen else "dim"))
+
+
+def _rounds_of(sync: Sync) -> Iterator[str]:
+    """Yield how a round goes, and what of that is not so where nothing is said about it."""
+    yield f"{sync.stride} steps" if sync.seconds is None else f"{sync.stride} steps or {duration(sync.seconds)}"
+    yield f"{sync.exchange} exchanged"
+    if sync.fragments > 1:
+        yield f"one of {sync.fragments} fragments in turn"
+    if sync.delay:
+        yield f"mixed in {sync.delay} steps later"
+    if sync.blend:
+        yield f"{sync.blend:.0%} of a site's own staying"
+    if sync.control:
+        yield "with control variates"
+    for way, steps in (("up", sync.wire), ("down", sync.down)):
+        if steps:
+            yield f"{way} as {' + '.join(step.kind for step in steps)}"
+    if sync.keep_local:
+        yield f"{' '.join(sync.keep_local)} staying at each site"
 
 
 def _rounds(view: RunView) -> str:

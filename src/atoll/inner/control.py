@@ -45,7 +45,7 @@ class Control:
         own = read_control(Path(order.control_in), size) if order.control_in is not None else np.zeros_like(common)
         return cls(model, signature, common, own)
 
-    def apply(self, model: torch.nn.Module) -> None:
+    def apply(self) -> None:
         """Take the gradients of a step into account, then add c - c_i to them."""
         for parameter, place in self._places:
             turn = self._turn[place].reshape(parameter.shape)

@@ -52,10 +52,11 @@ class Round:
         self._optimiser: torch.optim.Optimizer | None = None
         self._gradient: torch.Tensor | None = None  # float64: summed over examples
         self._control = Control.ordered(order, model, self._signature) if order.sync.control else None
-        pull = Pull.from_here(model, order.sync.proximal) if order.sync.proximal else None
+        pull = Pull.from_here(model, order.sync.proximal, self._personal) if order.sync.proximal else None
         self._bends = [bend for bend in (self._control, pull) if bend is not None]  # the raw gradients are the first's
         self.step, self.examples, self._loss = 0, 0, 0.0
-        self._began = self._spent = 0.0  # seconds: when the steps began, and what a group that died had taken of them
+        self._began: float | None = None  # when the steps began, on this process's clock
+        self._spent = 0.0  # seconds that a group which died here had taken of them
         if order.sync.exchange == "gradient":
             self._gradient = torch.zeros(sum(spec.size for spec in order.signature), dtype=torch.float64)
         else:
@@ -99,7 +100,9 @@ class Round:
     def _until(self, stop: int, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]:
         if self.step >= stop:
             return
-        budget, self._began = self._order.sync.seconds, time.monotonic() - self._spent
+        if self._began is None:
+            self._began = time.monotonic() - self._spent
+        budget = self._order.sync.seconds
         until = self._began + budget if budget is not None else None
         at = Start(self._order.seed, self._order.done, self.step, until)
         for step in self._taken(map(tensors, islice(batches(self.step), stop - self.step)), at):
@@ -188,6 +191,7 @@ class Round:
         if self._path is None or self._mesh.rank or self.step == order.steps or not (by_steps or now >= self._due):
             return
         about = {"round": self._identity(), "step": self.step, "examples": self.examples, "loss": self._loss}
+        assert self._began is not None, "a round that is saved has taken steps"
         about["spent"] = now - self._began
         tensors = checkpoint.tensors_of(self._model, self._optimiser, self._summed)
         try:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from atoll.errors import TaskFailed
 from atoll.inner import chance
 from atoll.inner.mesh import Mesh
+from atoll.inner.vector import named
 from atoll.spec.model import Signature
 from atoll.spec.task import Task
 
@@ -41,7 +42,7 @@ class Start:
 class Bend(Protocol):
     """What a local step follows besides its batch's gradient."""
 
-    def apply(self, model: torch.nn.Module) -> None:
+    def apply(self) -> None:
         """Add to the gradients that are there."""
         ...
 
@@ -51,15 +52,17 @@ class Pull:
     """FedProx's proximal term (Li et al., 2020): mu/2 * |w - start|^2 is added to every local loss."""
 
     mu: float
-    start: tuple[torch.Tensor, ...]
+    starts: tuple[tuple[torch.nn.Parameter, torch.Tensor], ...]
 
     @classmethod
-    def from_here(cls, model: torch.nn.Module, mu: float) -> "Pull":
-        return cls(mu, tuple(p.detach().clone() for p in model.parameters()))
+    def from_here(cls, model: torch.nn.Module, mu: float, personal: Collection[str] = ()) -> "Pull":
+        """Return the pull to what the model is now, but for the ``personal`` tensors: no other site's are near."""
+        stay = {id(tensor) for tensor in named(model, personal).values()}
+        return cls(mu, tuple((p, p.detach().clone()) for p in model.parameters() if id(p) not in stay))
 
-    def apply(self, model: torch.nn.Module) -> None:
+    def apply(self) -> None:
         """Add the term's gradient, mu * (w - start), to gradients that are already there."""
-        for parameter, start in zip(model.parameters(), self.start, strict=True):
+        for parameter, start in self.starts:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.mu)
 
@@ -82,7 +85,7 @@ def training_steps(
         optimiser.zero_grad(set_to_none=True)
         step = _backward(task, model, batch, mesh, at, number)
         for bend in bends:
-            bend.apply(model)
+            bend.apply()
         optimiser.step()
         yield step
 

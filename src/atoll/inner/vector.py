@@ -10,17 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from atoll.errors import Corrupt, TaskFailed
 from atoll.spec.model import Signature, TensorSpec
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_NORMS += (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
-def signature_of(module: torch.nn.Module) -> Signature:
+
+def signature_of(module: nn.Module) -> Signature:
     """Names and shapes of the tensors that make the vector, in order."""
     return tuple(TensorSpec(name=name, shape=tuple(tensor.shape)) for name, tensor in _tensors(module).items())
 
 
-def read_vector(module: torch.nn.Module, signature: Signature, personal: Collection[str] = ()) -> np.ndarray:
+def read_vector(module: nn.Module, signature: Signature, personal: Collection[str] = ()) -> np.ndarray:
     """Copy the module's tensors, but for the ``personal`` ones, into a new float32 vector of ``(sum of sizes,)``."""
     tensors = _matched(module, signature, personal)
     vector = np.empty(sum(spec.size for spec in signature), dtype=np.float32)
@@ -32,12 +36,11 @@ def read_vector(module: torch.nn.Module, signature: Signature, personal: Collect
     return vector
 
 
-def write_vector(
-    module: torch.nn.Module, signature: Signature, vector: np.ndarray, personal: Collection[str] = ()
-) -> None:
+def write_vector(module: nn.Module, signature: Signature, vector: np.ndarray, personal: Collection[str] = ()) -> None:
     """Copy a flat float32 vector into the module's tensors, in place, whatever their device and precision.
 
-    The ``personal`` ones, which the signature lacks, are left as they are.
+    The ``personal`` ones, which the signature lacks, are left as they are. A normalisation's running variance below
+    zero, as rounding on the way may leave one, becomes zero: the root of any other would be no number.
     """
     tensors = _matched(module, signature, personal)
     total = sum(spec.size for spec in signature)
@@ -51,6 +54,9 @@ def write_vector(
             part = torch.from_numpy(vector[start : start + spec.size])
             tensors[spec.name].copy_(part.reshape(spec.shape))
             start += spec.size
+        for part in module.modules():
+            if isinstance(part, _NORMS) and part.running_var is not None:
+                part.running_var.clamp_(min=0)
 
 
 def check_same(ours: Sequence[tuple[str, tuple[int, ...]]], signature: Signature) -> None:
@@ -87,13 +93,13 @@ def load_vector(path: Path, signature: Signature) -> np.ndarray:
     return vector
 
 
-def at_rest(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def at_rest(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the tensors that never travel, by name."""
     travelling = {id(tensor) for tensor in _tensors(module).values()}
     return {name: tensor.detach().clone() for name, tensor in _named(module).items() if id(tensor) not in travelling}
 
 
-def put_back(module: torch.nn.Module, rest: Mapping[str, torch.Tensor]) -> None:
+def put_back(module: nn.Module, rest: Mapping[str, torch.Tensor]) -> None:
     """Write what `at_rest` returned back in place, so that work done before leaves no trace in what comes."""
     named = _named(module)
     with torch.no_grad():
@@ -101,16 +107,16 @@ def put_back(module: torch.nn.Module, rest: Mapping[str, torch.Tensor]) -> None:
             named[name].copy_(tensor)
 
 
-def named(module: torch.nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
+def named(module: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
     """Return those of the tensors that can travel which have these names, themselves and not copies."""
     return {name: tensor for name, tensor in _tensors(module).items() if name in names}
 
 
-def _named(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _named(module: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, value in module.state_dict(keep_vars=True).items():
@@ -120,7 +126,7 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def _matched(module: torch.nn.Module, signature: Signature, personal: Collection[str]) -> dict[str, torch.Tensor]:
+def _matched(module: nn.Module, signature: Signature, personal: Collection[str]) -> dict[str, torch.Tensor]:
     tensors = {name: tensor for name, tensor in _tensors(module).items() if name not in personal}
     check_same([(name, tuple(tensor.shape)) for name, tensor in tensors.items()], signature)
     return tensors

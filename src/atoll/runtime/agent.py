@@ -5,7 +5,6 @@ the hub repeats what it still waits for.
 """
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from atoll.boundary.channel import Desk
 from atoll.boundary.gate import SiteGate
 from atoll.boundary.identity import Identity
 from atoll.data.live import LiveCatalogue
-from atoll.errors import LinkLost
 from atoll.journal import Journal
 from atoll.policy.load import LivePolicy
+from atoll.runtime.dialling import keep_dialling
 from atoll.runtime.errand import Errand
 from atoll.runtime.executor import Executor
 from atoll.runtime.groups import Groups
@@ -28,7 +27,6 @@ from atoll.spec.fleet import Site
 from atoll.spec.message import Ask, Assign, Decisions, Hello, Message, Notice, Release, Welcome
 
 _POLL = 1.0  # seconds the agent listens before it looks whether it should stop
-_BACKOFF = (0.1, 5.0)  # seconds between two attempts to dial: from, up to
 _END = 6.0  # seconds that all errands together have to end; a hub gives its sites 8
 _RUNS = 10_000  # that a hello may name; the others are named once these are gone
 log = logging.getLogger(__name__)
@@ -57,16 +55,7 @@ class Agent:
         ``proof`` gives, for each dial, the identity of a site that joined or the secret of one that the hub started;
         ``calm`` is called about once a second. Raises `Denied` when the hub does not admit this site.
         """
-        wait = _BACKOFF[0]
-        while not self._stop.is_set():
-            try:
-                self._gate.dial(address, proof())
-                wait = _BACKOFF[0]
-                self._session(calm)
-            except LinkLost as error:
-                log.info("%s; dialling again in %.1f s", error, wait)
-                self._stop.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the sites, guards nothing
-                wait = min(2 * wait, _BACKOFF[1])
+        keep_dialling(self._gate, address, proof, lambda: self._session(calm), self._stop)
         self.close()
 
     def serve_desk(self, desk: Desk) -> None:

@@ -6,6 +6,8 @@ their change to others.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from atoll.boundary.gate import Gate
 from atoll.errors import Denied, LinkLost
@@ -42,9 +44,16 @@ class Border:
         elif isinstance(event, Crossed) and event.decision.allowed and event.crossing.direction == "in":
             self._given.setdefault(run, set()).add(_key(event.crossing))
 
-    def turn(self, site: str) -> threading.Lock:
-        """Return the lock under which one site's crossings are looked up and journalled, one after another."""
-        return self._turns.setdefault(site, threading.Lock())
+    @contextmanager
+    def turn(self, *sites: str) -> Iterator[None]:
+        """Hold these sites' turns, in which what crosses is looked up and journalled, one after another for each site.
+
+        Not one turn for a whole run: those who answer at once are journalled with one flush of the disk.
+        """
+        with ExitStack() as held:
+            for site in sorted({*sites}):  # in one order, or two who need the same ones would wait for each other
+                held.enter_context(self._turns.setdefault(site, threading.Lock()))
+            yield
 
     def given(self, crossed: Crossed) -> None:
         """Journal something on its way to a site, unless it is given again. Raises as `Conductor.record` does."""

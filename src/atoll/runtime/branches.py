@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from atoll.boundary.channel import Desk, Send
 from atoll.errors import Denied, Invalid
+from atoll.runtime.quarantine import Quarantine
 from atoll.runtime.reports import shortened
 from atoll.runtime.state import State
 from atoll.runtime.tree import Tree
 from atoll.spec.event import Answer
-from atoll.spec.message import Closed, Group, Message, Opened, Relayed
+from atoll.spec.message import Branch, Closed, Message, Opened, Relayed
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Branches:
         return maker[0]
 
 
-def summed(state: State) -> bool:
+def summable(state: State) -> bool:
     """Tell whether updates of the current stage may be summed on their way. A median is of single updates, a buffer
     waits for single ones, and control variates are counted one by one."""
     if state.work != "train" or state.plan is None or state.rule == "buffer":
@@ -110,15 +111,16 @@ def summed(state: State) -> bool:
     return state.plan.sync.merge in ("mean", "weighted_mean") and not state.plan.sync.control
 
 
-def groups(tree: Tree, state: State, site: str) -> tuple[Group, ...]:
-    """Return whose updates each relay on a site's way is to sum in this stage. One that is not named passes them on
-    one by one; so does one whose sum is here, for it makes one in a stage."""
+def on_way(tree: Tree, state: State, site: str, quarantine: Quarantine) -> tuple[Branch, ...]:
+    """Return whose updates each relay on a site's way is to sum in this stage: of those that the hub would take. A
+    relay that is not named passes them on one by one; so does one whose sum is here, for it makes one in a stage."""
     way = tree.way(site)
-    if not way or not summed(state):
+    if not way or not summable(state):
         return ()
-    waited = [one for one in state.members if state.idle(one) and one not in state.spoiled]
+    silent = (one for one in state.members if state.idle(one) and one not in state.spoiled)
+    waited = [one for one in silent if not quarantine.words(one)]
     return tuple(
-        Group(
+        Branch(
             relay=relay,
             sites=tuple(one for one in waited if relay in tree.way(one)),
             counted=state.taken.get(relay),

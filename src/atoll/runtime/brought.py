@@ -14,7 +14,7 @@ from atoll.spec.fleet import Dataset, Site
 from atoll.spec.job import QueryJob, TrainJob
 from atoll.spec.message import Parcel
 from atoll.spec.model import Signature, fits
-from atoll.spec.plan import Transform
+from atoll.spec.plan import Sync, Transform
 
 _MODEL_LIMIT = 1 << 33  # elements of a model: 32 GiB in float32
 _CUT = 1 << 20  # examples that a task may cut one row into: a text becomes many windows
@@ -63,44 +63,43 @@ def checked(state: State, answer: Answer, known: Site | None) -> None:
     A train round takes `steps` times `batch` examples at most. The others have the rows that the plan was told of
     (``known`` is the site as it is now, for a plan that was not told), of which a task may make several examples each.
     """
-    least, most = _examples(state, answer, known)
-    if state.work == "train" and state.plan is not None and state.plan.sync.seconds is not None:
-        most = _in_steps(state, answer, most)
-    if not least <= answer.examples <= most:
-        raise Invalid(
-            f"{answer.site}: examples: {answer.examples}: stage '{state.work}' has {least} to {most} there; "
-            "look at what answers for that site"
-        )
-    if answer.loss is not None and not abs(answer.loss) <= _LOSS_LIMIT:  # NaN is in no range
-        raise Invalid(f"{answer.site}: loss: {answer.loss}: must be a finite number; lower the optimiser's rate")
-    rows = _rows(state, answer.site, known)
+    job, rows = state.job, _rows(state, answer.site, known)
+    if state.work == "train" and isinstance(job, TrainJob) and state.plan is not None:
+        stride = state.plan.sync.stride
+        steps = max(1, min(stride, job.steps - answer.version * stride))
+        check_trained(answer, job.batch, steps, state.plan.sync)
+    else:
+        _check_numbers(answer, str(state.work), 0, rows * _CUT)
     counted = max((sums.count for sums in answer.sums.values()), default=0)
     counted = max(counted, sum(group.rows for group in answer.groups))
     if counted > rows:
         raise Invalid(f"{answer.site}: rows: {counted}: its dataset has {rows}; look at what answers for that site")
-    columns = state.job.data.statistics if isinstance(state.job, TrainJob) else ()
+    columns = job.data.statistics if isinstance(job, TrainJob) else ()
     for name in answer.sums:
         if name not in columns:
             raise Invalid(f"{answer.site}: sums of {name!r}, which the job's data.statistics do not name")
 
 
-def _examples(state: State, answer: Answer, known: Site | None) -> tuple[int, int]:
-    job = state.job
-    if state.work == "train" and isinstance(job, TrainJob) and state.plan is not None:
-        stride = state.plan.sync.stride
-        return 1, job.batch * max(1, min(stride, job.steps - answer.version * stride))
-    return 0, _rows(state, answer.site, known) * _CUT
+def check_trained(answer: Answer, batch: int, steps: int, sync: Sync) -> None:
+    """Raise `Invalid` for numbers that a train round of ``steps`` steps cannot have given, wherever it is taken: what a
+    relay lets pass the hub must not find wrong, or the relay would be at fault."""
+    if sync.seconds is not None:  # as many steps as it tells of, and no more examples than those have
+        if not 1 <= answer.steps <= steps:
+            raise Invalid(
+                f"{answer.site}: steps: {answer.steps}: a round has 1 to {steps}; look at what answers for that site"
+            )
+        steps = answer.steps
+    _check_numbers(answer, "train", 1, batch * steps)
 
 
-def _in_steps(state: State, answer: Answer, most: int) -> int:
-    """Return how many examples the steps that an answer tells of can have had, at ``most`` those of a whole round."""
-    assert isinstance(state.job, TrainJob)
-    steps = most // state.job.batch
-    if not 1 <= answer.steps <= steps:
+def _check_numbers(answer: Answer, work: str, least: int, most: int) -> None:
+    if not least <= answer.examples <= most:
         raise Invalid(
-            f"{answer.site}: steps: {answer.steps}: a round has 1 to {steps}; look at what answers for that site"
+            f"{answer.site}: examples: {answer.examples}: stage '{work}' has {least} to {most} there; "
+            "look at what answers for that site"
         )
-    return answer.steps * state.job.batch
+    if answer.loss is not None and not abs(answer.loss) <= _LOSS_LIMIT:  # NaN is in no range
+        raise Invalid(f"{answer.site}: loss: {answer.loss}: must be a finite number; lower the optimiser's rate")
 
 
 def _rows(state: State, site: str, known: Site | None) -> int:

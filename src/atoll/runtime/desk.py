@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from atoll.boundary.channel import Frame, FrameLike, Send, Wanted
-from atoll.boundary.gate import Gate
-from atoll.errors import Denied, Invalid, LinkLost, NotFound, Unavailable, Unfit, named
+from atoll.boundary.channel import FrameLike, Send, Wanted
+from atoll.boundary.gate import Gate, probed
+from atoll.errors import Denied, Invalid, LinkLost, NotFound, Unavailable, named
 from atoll.journal import Entry
 from atoll.registry.blobs import Blobs
 from atoll.registry.models import Models
@@ -52,8 +52,6 @@ from atoll.spec.message import (
 )
 from atoll.spec.run import SiteProgress
 
-_PROBE_LIMIT = 8 << 20  # bytes that a link probe may ask for
-_PIECE = 1 << 20
 log = logging.getLogger(__name__)
 
 
@@ -87,7 +85,7 @@ class Desk:
     def seen(self, entry: Entry) -> None:
         self._border.seen(entry)
         for relay in self.tree.seen(entry):
-            self.presence.send(relay, self.tree.admitted(relay))
+            self._admit(relay)
         quarantined = self.quarantine.seen(entry)
         match entry.event:
             case Planned() | Restarted() as event:
@@ -122,7 +120,14 @@ class Desk:
         if self.presence.opened(site, send):
             self.questions.abandon(f"{site}: began another session; try again", site=site)
         if self.tree.is_relay(site):
-            self.presence.send(site, self.tree.admitted(site))
+            self._admit(site)
+
+    def _admit(self, relay: str) -> None:
+        """Tell a relay whom to let in. It goes on as it is where its list is too long for a message, and so do we."""
+        try:
+            self.presence.send(relay, self.tree.admitted(relay))
+        except Invalid as error:
+            log.error("%s: cannot be told whom to let in (%s); have some sites dial another relay", relay, error)
 
     def closed(self, site: str, send: Send, words: str) -> None:
         if self.presence.closed(site, send, words):
@@ -139,7 +144,7 @@ class Desk:
             case Decisions():
                 self.questions.decided(site, message)
             case Progress():
-                if self._takes_part(site, message.run):
+                if self._takes_part(site, message.run) and not self.quarantine.words(site):  # it tries on meanwhile
                     self._note(message.run, site, message.state, message.step, message.steps)
             case Done():
                 self._done(site, message)
@@ -220,8 +225,7 @@ class Desk:
 
     def give(self, site: str, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
         if parcel.purpose == "probe":
-            size = min(parcel.size, _PROBE_LIMIT)
-            return parcel, (Frame(start, 0, bytes(min(_PIECE, size - start))) for start in range(0, size, _PIECE))
+            return probed(parcel)
         digest = parcel.digest
         if digest is None:
             raise Invalid(f"{site}: what is fetched is named by its digest; give one")
@@ -229,7 +233,7 @@ class Desk:
         self._check_relay(caller, site)
         parcel = parcel.model_copy(update={"site": None, "held": False})
         if quarantined := self.quarantine.words(site):
-            raise Unfit(quarantined)
+            raise LinkLost(quarantined)
         with self._room(parcel.run):
             if parcel.purpose == "code":
                 header, frames = self._stock.code(site, parcel, digest, self.questions.code(parcel.run, site))

@@ -95,9 +95,18 @@ class Errand:
                 spare.close()
             if not self._keep:
                 faults.reached("site", "released", "run")
-                if self._made:
-                    personal.keep(self._home, self._run, self._folder)
-                self._folder.remove()
+                self._drop()
+
+    def _drop(self) -> None:
+        """Drop the folder, once what is to outlive it is out of it; else it stays, for the hub's next release."""
+        try:
+            if self._made:
+                personal.keep(self._home, self._run, self._folder)
+        except OSError as error:
+            words = "mend the disk: they are when this site dials the hub again"
+            log.error("run %s: its personal tensors cannot be kept yet (%s); %s", self._run, error, words)
+            return
+        self._folder.remove()
 
     def _newest(self, unfinished: Assign | None, wait: float) -> Assign | None:
         """Return the newest assignment, or None when the errand is over; with an unfinished one, after a while."""
@@ -120,7 +129,7 @@ class Errand:
         What was computed is kept, so that another try after a broken link is little more than sending it again.
         """
         try:
-            if self._short and not self._folder.has_room(_room(a)):
+            if self._short and not self._folder.has_room(room(a, self._folder)):
                 raise OSError(errno.ENOSPC, "no space left")  # as nothing may be computed only to be lost again
             self._short = False
             if self._fresh(a):
@@ -166,13 +175,20 @@ class Errand:
         """Tell whether a full disk is behind an error. Workers write there too, and say only that they failed."""
         if disk_full(error):
             return True
-        return isinstance(error, TaskFailed | Unavailable) and not self._folder.has_room(_room(a))
+        return isinstance(error, TaskFailed | Unavailable) and not self._folder.has_room(room(a, self._folder))
 
 
-def _room(a: Assign) -> int:
-    """Return about how many bytes an assignment may still have to write: an update, as it is encoded and what it lost
-    where that is fed back, control variates, an optimiser's two moments, and a site's own weights where they go on."""
-    sync = a.sync
-    state = 2 * sync.keep_optimiser + sync.streaming
-    vectors = 0 if a.work != "train" else 1 + state + 2 * recalls(sync.wire) + sync.control
-    return _LITTLE + vectors * 4 * sum(spec.size for spec in a.signature)
+def room(a: Assign, folder: RunFolder) -> int:
+    """Return about how many bytes an assignment may still have to write.
+
+    The weights where they are to be fetched. For a round also an update, as it is encoded and what it lost where it is
+    fed back, control variates, the tensors that stay here, two moments of an optimiser for all that is trained, and a
+    site's own weights where they go on.
+    """
+    sync, vector = a.sync, 4 * sum(spec.size for spec in a.signature)
+    size = _LITTLE + vector * (a.weights is not None and folder.fetched != a.weights)
+    if a.work == "train":
+        size += vector * (1 + 2 * recalls(sync.wire) + sync.control + 2 * sync.keep_optimiser + sync.streaming)
+        if sync.keep_local:  # the signature lacks them: before the first round they are taken for as large again
+            size += (folder.local_bytes(a.position) or vector) * (1 + 2 * sync.keep_optimiser)
+    return size

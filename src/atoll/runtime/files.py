@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -153,15 +153,20 @@ class RunFiles:
         if "sha256:" + found != digest:
             raise Corrupt(f"{digest[:19]}...: the stored bytes are others; {_AGAIN}")
 
-    def tidy(self, spent: Callable[[int, str], bool]) -> None:
+    def tidy(self, spent: Callable[[int, str], bool], needed: Collection[str | None]) -> None:
         """Drop what no restart can need any more: updates that are ``spent(position, site)``, and old weights.
 
-        Their files become those of the next ones.
+        Their files become those of the next ones. What is ``needed``, by its digest, stays, and so does what was put in
+        last: a clock that was set back makes new files old.
         """
         self.spool.drop(spent)
+        with self._turn:
+            last = [held[0] for held in (self._newest, self._outer) if held is not None]
+        stay = {self._path(digest) for digest in (*needed, *last) if digest is not None}
         files = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
         for path in files[:-_KEPT]:
-            self._spares.add(path)
+            if path not in stay:
+                self._spares.add(path)
         self._spares.keep(_KEPT // 2)  # those of one round
 
     def _put(self, size: int, *parts: Iterable[bytes | np.ndarray]) -> str:

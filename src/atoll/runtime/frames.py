@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from atoll.boundary.channel import Bytes, Frame, FrameLike
 from atoll.outer.wire import CHUNK, encoded_bytes
@@ -28,12 +28,17 @@ def pieces(frame: FrameLike) -> tuple[Bytes, Bytes, Bytes]:
 def frames(path: Path, at: int = 0) -> Iterator[Frame]:
     """Yield the frames from element ``at`` on, one at a time; those before it are stepped over unread."""
     with path.open("rb") as file:
-        while header := file.read(_HEADER.size):
-            offset, length, data, scales, _ = _HEADER.unpack(header)
-            if offset < at:
-                file.seek(data + scales, 1)
-            else:
-                yield Frame(offset, length, file.read(data), file.read(scales))
+        yield from frames_in(file, at)
+
+
+def frames_in(file: BinaryIO, at: int = 0) -> Iterator[Frame]:
+    """Yield the frames of an open file as `frames` does; from one that still grows, as many as are whole by now."""
+    while header := file.read(_HEADER.size):
+        offset, length, data, scales, _ = _HEADER.unpack(header)
+        if offset < at:
+            file.seek(data + scales, 1)
+        else:
+            yield Frame(offset, length, file.read(data), file.read(scales))
 
 
 class Place(NamedTuple):

@@ -6,14 +6,14 @@ cannot be taken is an event like any other (`atoll.runtime.machine`), and so are
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 from atoll.boundary.channel import FrameLike, Wanted
 from atoll.errors import Denied, Invalid, LinkLost, NotFound, Unfit
 from atoll.outer.wire import encoded_bytes
 from atoll.runtime import faults
 from atoll.runtime.border import Border
-from atoll.runtime.branches import has_sum, summed
+from atoll.runtime.branches import has_sum, summable
 from atoll.runtime.brought import Watched, checked, expected, kinds, out_of_turn, smallest, span
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.files import Folders
@@ -70,6 +70,7 @@ class Intake:
         run, site = state.run, answer.site
         if not self._wanted(state, answer):
             return
+        _check_single(answer)
         if state.work in ("initialise", "train"):
             raise Invalid(f"{site}: an answer without tensors to stage '{state.work}', which has some; send them")
         checked(state, answer, self._presence.known(site))
@@ -81,21 +82,25 @@ class Intake:
 
     def take(self, site: str, parcel: Parcel, frames: Wanted) -> None:
         """Take an update, as `atoll.boundary.channel.Desk.take`; a relay's is of several sites, which all answer with
-        it or none. Raises `Unfit` for one that cannot be taken, `Denied` for a relay's sum that is to be made anew."""
+        it or none. Raises `Unfit`, journalled, for one that cannot be taken, `Denied` for a relay's sum that is to be
+        made anew, `LinkLost` where nothing is wrong with it and it may come again."""
         answers = parcel.answers or ((parcel.answer,) if parcel.answer is not None else ())
-        if parcel.purpose != "update" or not answers:
+        if parcel.purpose != "update" or not answers or (parcel.answers and parcel.answer is not None):
             raise Invalid(f"{site}: a parcel that is brought is an update with its answer; this is {parcel.purpose!r}")
         run = parcel.run
         state = self._state(site if parcel.answer is not None else answers[0].site, run, answers[0])
         if not state.over and run not in self._conductor.here:
             raise LinkLost(f"{site}: run {run} waits to be resumed; its next assignment asks for this again")
-        if quarantined := self._quarantine.words(site):
-            raise Unfit(quarantined)
+        self._check_quarantine(state, site, answers)
         try:
             # What is not wanted was sent again because its receipt was lost, or for a round that went on without it. A
             # receipt tells the site that nobody waits for it.
             if self._all_wanted(state, site, answers):
-                self._receive(state, parcel, site, answers, frames)
+                try:
+                    self._receive(state, parcel, site, answers, frames)
+                except LinkLost:  # as often as not because nobody waits for it any more
+                    if self._all_wanted(self._conductor.states[run], site, answers):
+                        raise
         except Invalid as error:
             rejected = self._rejected(state, answers[0], str(error), by=site)
             with self._room(run):
@@ -107,6 +112,8 @@ class Intake:
         run, answer = state.run, answers[0]
         if parcel.answers:
             _check_sum(state, site, answers)
+        else:
+            _check_single(answer)
         wire, size = expected(state, answer, parcel)
         for one in answers:
             checked(state, one, self._presence.known(one.site))
@@ -122,10 +129,14 @@ class Intake:
             return faults.along("hub", "receiving", work, frames(offset))
 
         watched = Watched(coming, site, signature, plain, first)
-        with self._room(run):
+        with self._room(run), ExitStack() as turn:
             spool = self._folders.of(run).spool
+
+            def ready() -> None:
+                self._begin_turn(turn, run, site, answers)
+
             try:
-                digest, count = spool.receive(spooled(answer), watched, wire, size, parcel.content)
+                digest, count = spool.receive(spooled(answer), watched, wire, size, parcel.content, ready)
             except Invalid as error:
                 raise Invalid(watched.told(error)) from None
             faults.reached("hub", "spooled", work)
@@ -136,18 +147,23 @@ class Intake:
                 one.model_copy(update={"update": digest, "bytes": size})
                 for one, size in zip(answers, sizes, strict=True)
             ]
-            with self._border.turn(site):
-                # The stream that broke may have been whole, and both are here: only the first of them counts.
-                state = self._conductor.states[run]
-                counts = all(expects(state, one) for one in answers)
-                if counts:
-                    for one in answers:
-                        self._note(run, one.site, "answered")
-                    # Returning is the receipt, so the answer is durable first.
-                    answered = Answered(run=run, answer=received[0], others=tuple(received[1:]))
-                    self._conductor.record(*crossed, answered, actor=site)
-        if not counts:
-            self._all_wanted(state, site, answers)  # in words, why it is not any more
+            for one in answers:
+                self._note(run, one.site, "answered")
+            # Returning is the receipt, so the answer is durable first.
+            answered = Answered(run=run, answer=received[0], others=tuple(received[1:]))
+            self._conductor.record(*crossed, answered, actor=site)
+
+    def _begin_turn(self, turn: ExitStack, run: str, site: str, answers: tuple[Answer, ...]) -> None:
+        """Hold off whatever else comes of these answers' sites and relays until theirs is journalled.
+
+        Raises `LinkLost` where they do not count any more: a stream that broke may have been whole and both are here,
+        or a site and its relay bring the same. Only the first counts, and its file stays.
+        """
+        turn.enter_context(self._border.turn(site, *(name for one in answers for name in (one.site, *one.via))))
+        state = self._conductor.states[run]
+        counts = all(expects(state, one) and not self._quarantine.words(one.site) for one in answers)
+        if not counts or (answers[0].via and has_sum(state, answers[0].via[0])):
+            raise LinkLost(out_of_turn(state, answers[0], "is not waited for as it came"))
 
     def _decided(self, state: State, answer: Answer, kind: CrossingKind, size: int, wire: tuple[str, ...]) -> Crossed:
         """Put an update to the hub's rules, in its site's name. A relay cannot tell whom they refused: the run is."""
@@ -163,6 +179,20 @@ class Intake:
         state = self._conductor.states[message.run]
         answer = Answer(site=site, position=message.position, epoch=message.epoch)
         self._conductor.post(self._rejected(state, answer, message.words))
+
+    def _check_quarantine(self, state: State, site: str, answers: tuple[Answer, ...]) -> None:
+        """Raise `LinkLost` for what comes from quarantine: nothing of it is looked at, and nothing is known to be wrong
+        with it. `Denied` where one of those in a sum is in quarantine.
+
+        What counts already, or comes too late, has its receipt all the same: else the site would believe that a merged
+        update never was.
+        """
+        if all(not expects(state, one) and unexpected(state, one) != "wrong" for one in answers):
+            return
+        if quarantined := self._quarantine.words(site):
+            raise LinkLost(quarantined)
+        if barred := ", ".join(one.site for one in answers if self._quarantine.words(one.site)):
+            raise Denied(f"{site}: its sum holds {barred}, in quarantine; make another of the others")
 
     def _all_wanted(self, state: State, site: str, answers: tuple[Answer, ...]) -> bool:
         """Tell whether a run waits for these answers, as `_wanted`. A sum cannot be divided: where only some of its
@@ -211,9 +241,15 @@ class Intake:
         self._presence.note(run, site, SiteProgress(connected=True, state=state))
 
 
+def _check_single(answer: Answer) -> None:
+    """Raise `Invalid` for an answer that says it is part of a sum, and came alone."""
+    if answer.via:
+        raise Invalid(f"{answer.site}: via: {list(answer.via)}: only a relay's sum comes by relays; send it without")
+
+
 def _check_sum(state: State, relay: str, answers: tuple[Answer, ...]) -> None:
     """Raise `Invalid` for a sum that the hub did not ask this relay for."""
-    if not summed(state) or has_sum(state, relay):
+    if not summable(state) or has_sum(state, relay):
         raise Invalid(f"{relay}: a sum of several updates, where stage '{state.work}' waits for single ones")
     if len({(one.position, one.epoch, one.version) for one in answers}) > 1:
         raise Invalid(f"{relay}: a sum of updates of several stages, which have nothing in common; update the relay")

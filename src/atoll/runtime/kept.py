@@ -178,6 +178,11 @@ class RunFolder:
         crc = mark.local_crc if mark is not None else None
         return self._after("what stays of the model", number, self.local(number), crc)
 
+    def local_bytes(self, position: int) -> int:
+        """Return how large the personal tensors before ``position`` are; 0 where there are none, or none any more."""
+        path = self.local(self._newest(position)[0])
+        return path.stat().st_size if path.is_file() else 0
+
     def _newest(self, position: int | None) -> tuple[int, Kept | None]:
         earlier: list[tuple[int, Kept | None]] = [(0, None)]
         earlier += [(number, mark) for number, mark in self._marks() if position is None or number < position]

@@ -45,8 +45,7 @@ class Membership:
         self.reach = parse(Reach, read_yaml(path), str(path)) if path.exists() else Reach()
         self._record, self._tree = record, tree
         self._members = Members()
-        self.registrar = Registrar(_authority(folder), self._members, self._issued, self.reach.names)
-        self.registrar.ways = tree
+        self.registrar = Registrar(_authority(folder), self._members, self._issued, tree, self.reach.names)
 
     def seen(self, entry: Entry) -> None:
         match entry.event:

@@ -42,11 +42,14 @@ def _measure(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged
 def _initialise(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
     [answer] = answers
     assert state.plan is not None
+    assert answer.update is not None
+    name = spooled(answer)
+    files.spool.check(name, answer.update)
     size = sum(spec.size for spec in answer.signature)
     control = state.plan.sync.control
     signature = with_control(answer.signature) if control else answer.signature
     vector = np.zeros(2 * size if control else size, dtype=np.float32)  # control variates begin at nothing
-    with files.spool.reading((answer.position, answer.site), (), size) as window:
+    with files.spool.reading(name, (), size) as window:
         for offset in range(0, size, CHUNK):
             piece = window(offset)
             vector[offset : offset + len(piece)] = piece

@@ -10,7 +10,7 @@ from atoll.errors import AtollError, LinkLost, Unavailable
 from atoll.registry import weights
 from atoll.registry.lineage import columns, sources
 from atoll.runtime import faults
-from atoll.runtime.branches import groups
+from atoll.runtime.branches import on_way
 from atoll.runtime.desk import Desk, Parts
 from atoll.runtime.files import RunFiles
 from atoll.runtime.machine import AssignTo, Command, Dismiss, MakePlan, Merge, Publish
@@ -39,13 +39,15 @@ class Performer:
         self._tree = parts.tree
         self._blobs, self._models, self._folders = parts.blobs, parts.models, parts.folders
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="perform")
+        # Its own, for a plan waits for sites, and no merge of another run may wait for it.
+        self._plans = ThreadPoolExecutor(max_workers=32, thread_name_prefix="plan")
         self._publishing = threading.Lock()
         self._tidied: dict[str, int] = {}  # run under way -> the newest stage that has begun
 
     def perform(self, state: State, command: Command) -> None:
         match command:
             case MakePlan():
-                self._later(state, self._plan)
+                self._later(state, self._plan, self._plans)
             case AssignTo():
                 self._begun(state)
                 self._desk.presence.send(command.site, self._assignment(state, command.site))
@@ -65,9 +67,12 @@ class Performer:
             self._pool.submit(_tidy, state, self._folders.of(state.run))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._plans, self._pool):
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _later(self, state: State, work: "Callable[[State], list[Event]]") -> None:
+    def _later(
+        self, state: State, work: "Callable[[State], list[Event]]", pool: ThreadPoolExecutor | None = None
+    ) -> None:
         def do() -> None:
             try:
                 events = work(state)
@@ -80,7 +85,7 @@ class Performer:
             if not self._conductor.closing:  # what a closing hub could not do is done by the one that resumes the run
                 self._conductor.post(*events)
 
-        self._pool.submit(do)
+        (pool or self._pool).submit(do)
 
     def _patiently(self, state: State, work: "Callable[[], list[Event]]") -> list[Event]:
         """Do what needs only the hub's own disk. While that is full the run says so and waits; nothing is lost."""
@@ -163,7 +168,8 @@ class Performer:
             if plan.sync.seconds is not None:  # each site goes on in its batches where its last merged round stopped
                 done = state.steps.get(site, 0)
             here = {"task": task, "done": done, "steps": steps, "counted": counted}
-            return assign.model_copy(update={**here, "groups": groups(self._tree, state, site)})
+            branches = on_way(self._tree, state, site, self._desk.quarantine)
+            return assign.model_copy(update={**here, "branches": branches})
         if isinstance(job, EvaluateJob | PredictJob):
             model = self._models.get(job.model)
             task = TaskName(file=model.file, name=model.task, params=model.params)
@@ -232,7 +238,7 @@ class Performer:
 
 def _tidy(state: State, files: RunFiles) -> None:
     try:
-        files.tidy(lambda position, site: spent(state, position, site))
+        files.tidy(lambda position, site: spent(state, position, site), (state.weights, state.outer))
     except OSError as error:  # the run has ended meanwhile, or the next stage's turn comes
         log.info("run %s: %s stays for now (%s)", state.run, files.folder, error.strerror)
 

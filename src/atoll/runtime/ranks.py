@@ -47,17 +47,12 @@ class Ranks:
             opened = self._opened(a)
             try:
                 group = self._started(a)
-                self._give(group, opened, _SETUP)
+                self._give(a, group, opened, _SETUP)
                 patience = a.sync.wait.patience
                 return self._give(
-                    group, order, patience, lambda step: self._reports.progress(a, "training", step, steps)
+                    a, group, order, patience, lambda step: self._reports.progress(a, "training", step, steps)
                 )
-            except TaskFailed:
-                if a.layout.ranks > 1:  # its other ranks may stand in the middle of a collective
-                    self._drop()
-                raise
             except Unavailable:
-                self._drop()
                 if self._over.is_set() or attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
@@ -76,18 +71,10 @@ class Ranks:
         work.start()
 
     def _go_ahead(self, a: Assign, group: Group, order: Ahead) -> None:
-        usable = False
         try:
-            self._give(group, order, a.sync.wait.patience)
-            usable = True
-        except TaskFailed as error:
-            usable = a.layout.ranks == 1
+            self._give(a, group, order, a.sync.wait.patience)
+        except (TaskFailed, Unavailable) as error:
             log.info("run %s: not begun ahead: %s", a.run, error)
-        except Unavailable as error:
-            log.info("run %s: not begun ahead: %s", a.run, error)
-        finally:
-            if not usable:
-                self._drop()
 
     def join(self) -> None:
         """Wait until nothing is done ahead any more: as long as the run's patience at most, or until `interrupt`."""
@@ -145,12 +132,25 @@ class Ranks:
             group = self._group = self._place.groups.take(self._key, a.layout)
         return group
 
-    def _give(self, group: Group, order: Order, timeout: float, on_step: Callable[[int], None] | None = None) -> Reply:
-        """Have the group do an order. Busy is only who is at one: whoever answered last stays warm for the next run."""
+    def _give(
+        self, a: Assign, group: Group, order: Order, timeout: float, on_step: Callable[[int], None] | None = None
+    ) -> Reply:
+        """Have the group do an order. Busy is only who is at one: whoever answered last stays warm for the next run.
+
+        A group that is of no more use is dropped while it still counts as busy, or the next run would be given it.
+        """
         self._busy.set()
+        usable = False
         try:
             if self._over.is_set():
                 raise Unavailable("the run is over; submit the job again")
-            return group.order(order, timeout, on_step)
+            reply = group.order(order, timeout, on_step)
+            usable = True
+            return reply
+        except TaskFailed:
+            usable = a.layout.ranks == 1  # of several, others may stand in the middle of a collective
+            raise
         finally:
+            if not usable:
+                self._drop()
             self._busy.clear()

@@ -5,20 +5,20 @@ that there is to decide. A relay keeps what its sites fetch, and makes one updat
 """
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from atoll.boundary.channel import Desk, Frame, FrameLike, Send, Wanted
-from atoll.boundary.gate import RelayGate
+from atoll.boundary.channel import Desk, FrameLike, Send, Wanted
+from atoll.boundary.gate import RelayGate, probed
 from atoll.boundary.identity import Identity
-from atoll.errors import AtollError, Invalid, LinkLost, Unfit
+from atoll.errors import AtollError, Invalid, LinkLost, Unavailable, Unfit
+from atoll.runtime.dialling import keep_dialling
 from atoll.runtime.gathering import Gathering
 from atoll.runtime.kept import RunFolder, kept_runs
 from atoll.runtime.reports import shortened
-from atoll.runtime.routes import Routes, innermost
+from atoll.runtime.routes import Routes, maker, unwrapped, wrapped
 from atoll.runtime.shelf import Shelf
 from atoll.spec.fleet import Site
 from atoll.spec.message import (
@@ -39,10 +39,7 @@ from atoll.spec.message import (
 )
 
 _POLL = 1.0  # seconds the relay listens before it looks whether it should stop
-_BACKOFF = (0.1, 5.0)  # seconds between two attempts to dial: from, up to
 _RUNS = 10_000  # that a hello may name
-_PROBE_LIMIT = 8 << 20  # bytes that a link probe may ask for
-_PIECE = 1 << 20
 log = logging.getLogger(__name__)
 
 
@@ -74,17 +71,7 @@ class Relay:
 
     def serve(self, address: str, proof: Callable[[], Identity], calm: Callable[[], None] = lambda: None) -> None:
         """Dial ``address`` and pass on until `stop`, as `atoll.runtime.agent.Agent.serve`. Raises `Denied`."""
-        wait = _BACKOFF[0]
-        while not self._stop.is_set():
-            try:
-                self._gate.dial(address, proof())
-                wait = _BACKOFF[0]
-                self._session(calm)
-            except LinkLost as error:
-                self._up = False
-                log.info("%s; dialling again in %.1f s", error, wait)
-                self._stop.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the relays, guards nothing
-                wait = min(2 * wait, _BACKOFF[1])
+        keep_dialling(self._gate, address, proof, lambda: self._session(calm), self._stop)
         self.close()
 
     def serve_desk(self, desk: Desk) -> None:
@@ -108,11 +95,17 @@ class Relay:
         self._gate.hang_up()
 
     def _session(self, calm: Callable[[], None] = lambda: None) -> None:
-        while not self._stop.is_set():
-            calm()
-            message = self._gate.listen(_POLL)
-            if message is not None:
-                self._told(message)
+        try:
+            while not self._stop.is_set():
+                calm()
+                message = self._gate.listen(_POLL)
+                if message is not None:
+                    self._told(message)
+        except OSError as error:  # a disk of ours; whatever this message was for is told anew in the next session
+            log.error("%s; mend it, everything behind this relay waits", error)
+            raise LinkLost(f"the disk of this relay: {error.strerror}") from None
+        finally:
+            self._up = False
 
     def _told(self, message: Message) -> None:
         match message:
@@ -135,14 +128,14 @@ class Relay:
                 log.warning("a message of kind %s is not for a relay", message.kind)
 
     def _pass_down(self, message: Relayed) -> None:
-        child, (site, said) = message.site, innermost(message)
+        child, (way, said) = message.site, unwrapped(message)
         if isinstance(message.message, Closed):
             log.info("%s: %s", child, message.message.words)
             self._turned_away(child)
             return
         if isinstance(said, Assign):
-            self._assigned(child, site, said)
-        elif isinstance(said, Release) and self._routes.forget(said.run, site):
+            self._assigned(way, said)
+        elif isinstance(said, Release) and self._routes.forget(said.run, way[-1]):
             self._shelf.release(said.run)
         with self._turn:
             send = self._below.get(child)
@@ -150,11 +143,11 @@ class Relay:
             with suppress(LinkLost):  # the hub hears of its end, and says it again when it is back
                 send(message.message)
 
-    def _assigned(self, child: str, site: str, assign: Assign) -> None:
-        self._routes.note(child, site, assign)
+    def _assigned(self, way: tuple[str, ...], assign: Assign) -> None:
+        self._routes.note(way, assign)
         with self._turn:
             run = self._runs.get(assign.run)
-            if run is None and any(group.relay == self._site.name for group in assign.groups):
+            if run is None and any(one.relay == self._site.name for one in assign.branches):
                 folder = self._home / "runs" / assign.run
                 run = Gathering(self._site.name, folder, self._gate.send, self._again, self._broken)
                 self._runs[assign.run] = run
@@ -210,36 +203,50 @@ class Relay:
                 self._say(site, Closed(words=shortened(words)))
 
     def heard(self, site: str, message: Message) -> None:
-        wrapped = Relayed(site=site, message=message)
-        told, said = innermost(wrapped)
-        if isinstance(said, Refusal | Failure) and (run := self._runs.get(said.run)) is not None:
-            run.without(told)
-        self._gate.say(wrapped)
+        way, said = unwrapped(onward := Relayed(site=site, message=message))
+        if isinstance(said, Refusal | Failure) and self._routes.goes(way, said.run):  # else it is not its own to say
+            run = self._runs.get(said.run)
+            if run is not None:
+                run.without(way[-1], said.position if isinstance(said, Failure) else None)
+        self._gate.say(onward)
 
     def take(self, site: str, parcel: Parcel, frames: Wanted) -> None:
         """Take an update for a sum; or pass it on as it is, and then the receipt is the hub's own."""
         answers = parcel.answers or ((parcel.answer,) if parcel.answer is not None else ())
         if not answers:
             raise Invalid(f"{site}: a parcel that is brought is an update with its answer; this is {parcel.purpose!r}")
-        self._routes.check(site, parcel.run, answers)
-        run = self._runs.get(parcel.run)
-        if run is None or not run.sums(answers):
-            self._gate.send(parcel, frames)
-            return
+        run, way = self._runs.get(parcel.run), (site,)
         try:
-            run.take(site, parcel, answers, frames)
+            self._routes.check(site, parcel, answers)
+            way = self._routes.up_to(parcel.run, answers[0].site, maker(answers))
+            with self._room():
+                taken = run is not None and run.take(site, parcel, answers, frames)
         except Unfit as error:
-            run.without(site)
+            if run is not None:
+                run.without(way[-1])
             place = {"run": parcel.run, "position": answers[0].position, "epoch": answers[0].epoch}
             unusable = Unusable.model_validate({**place, "words": shortened(str(error))})
-            self._gate.say(Relayed(site=site, message=unusable))  # before the site hears of it
+            self._gate.say(wrapped(way, unusable))  # before the site hears of it
             raise
+        if not taken:
+            self._gate.send(parcel, frames)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Where our disk has no room, whoever sends or fetches tries again as after a lost link: nothing fails."""
+        try:
+            yield
+        except LinkLost:
+            raise
+        except (Unavailable, OSError) as error:
+            log.error("%s; those behind this relay wait until it is mended", error)
+            raise LinkLost(f"{self._site.name}: cannot store anything now; try again") from None
 
     def give(self, site: str, parcel: Parcel) -> tuple[Parcel, Iterator[FrameLike]]:
         if parcel.purpose == "probe":
-            size = min(parcel.size, _PROBE_LIMIT)
-            return parcel, (Frame(start, 0, bytes(min(_PIECE, size - start))) for start in range(0, size, _PIECE))
+            return probed(parcel)
         named = parcel.site or site
         signature = self._routes.assigned(site, parcel.run, named).signature
-        header, frames = self._shelf.give(named, parcel.model_copy(update={"held": False}), signature)
+        with self._room():
+            header, frames = self._shelf.give(named, parcel.model_copy(update={"held": False}), signature)
         return header, iter(()) if parcel.held else frames

@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from atoll.boundary.channel import Wanted
-from atoll.errors import Corrupt, Invalid, Unavailable
+from atoll.errors import Corrupt, Invalid, LinkLost, Unavailable
 from atoll.outer.wire import CHUNK, Chunk, decode
 from atoll.runtime.arriving import Arriving
 from atoll.runtime.disk import BOOT
@@ -53,13 +52,19 @@ class Spool:
         self._turn = threading.Lock()  # over both tables; where it is held, a part's own may be taken, never otherwise
         self._parts: dict[Name, tuple[str, Arriving]] = {}
         self._whole: dict[Name, _Whole] = {}
-        self._read: Counter[Name] = Counter()  # how often an update is open
+        self._read: dict[Name, int] = {}  # how often an update is open
         self._rooms = threading.local()
         folder.mkdir(parents=True, exist_ok=True)
         self._spares = Spares(folder)
 
     def receive(
-        self, name: Name, frames: Wanted, wire: tuple[Transform, ...], size: int, content: str | None = None
+        self,
+        name: Name,
+        frames: Wanted,
+        wire: tuple[Transform, ...],
+        size: int,
+        content: str | None = None,
+        ready: Callable[[], object] = lambda: None,
     ) -> tuple[str, int]:
         """Write the update ``name``; return its digest and how many bytes of data and scales came.
 
@@ -68,15 +73,23 @@ class Spool:
         bytes; another content begins anew, as does None each time. A stream still open beside its repeat gets
         `LinkLost` before it writes anything more.
 
+        ``ready()`` is called when the stream has ended, before the update takes its name and the place of another one
+        that has it. What it raises ends this stream, and the other one stays.
+
         Every frame is checked before it is written: place, lengths, finite values. Raises `Invalid` in the words of
         what is wrong, and leaves nothing behind; `Unavailable` when the disk has no room.
         """
         mark = _mark(content, wire, size)
         with self._turn:
-            whole = self._whole.get(name)
-            if whole is not None and whole.mark == mark and self._path(name).exists():
-                return whole.digest, whole.count
-            part = self._part(name, mark, wire, size)
+            whole = self._here(name, mark)
+            part = self._part(name, mark, wire, size) if whole is None else None
+        if part is None:
+            ready()
+            with self._turn:
+                whole = self._here(name, mark)
+            if whole is None:
+                raise LinkLost(f"update of {name[1]}: another one has come in its place; it is asked for again")
+            return whole.digest, whole.count
         writer: object | None = None
         try:
             writer = part.take_over()
@@ -84,6 +97,7 @@ class Spool:
             if part.filled < size:
                 for frame in frames(part.filled):
                     part.add(writer, frame)
+            ready()
             return self._appear(name, mark, part, writer)
         except Invalid:
             self._drop(name, part, writer)
@@ -128,13 +142,15 @@ class Spool:
                 file = self._path(name).open("rb", buffering=0)
             except FileNotFoundError:
                 raise _changed(name) from None
-            self._read[name] += 1
+            self._read[name] = self._read.get(name, 0) + 1
         try:
             with file:
                 yield file
         finally:
             with self._turn:
                 self._read[name] -= 1
+                if not self._read[name]:
+                    del self._read[name]
 
     def holds(self, name: Name, digest: str) -> bool:
         """Tell whether the update is here with these very bytes. What this process wrote is not hashed again."""
@@ -166,7 +182,7 @@ class Spool:
                 self._whole.pop(name, None)
                 if name in self._parts:
                     self._parts.pop(name)[1].retire()
-                if path.suffix == ".update" and not self._read[name]:
+                if path.suffix == ".update" and name not in self._read:
                     self._spares.add(path)
                     whole += 1
                 else:
@@ -214,6 +230,11 @@ class Spool:
                 part.retire()
 
     # --- what is whole ------------------------------------------------------------------------------------------
+
+    def _here(self, name: Name, mark: str) -> _Whole | None:
+        """Return what is known of the update where it is here, received as this content."""
+        whole = self._whole.get(name)
+        return whole if whole is not None and whole.mark == mark and self._path(name).exists() else None
 
     def _places(self, name: Name, descriptor: int, wire: tuple[Transform, ...], size: int) -> Sequence[Place]:
         with self._turn:

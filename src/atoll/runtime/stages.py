@@ -32,7 +32,7 @@ from atoll.spec.event import Answer, ColumnSums, Totals
 from atoll.spec.fleet import Dataset
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Assign, Done, Parcel
-from atoll.spec.model import Signature
+from atoll.spec.model import Signature, without_control
 from atoll.spec.policy import CrossingKind, Request
 
 _NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
@@ -121,7 +121,7 @@ class Stages:
     def _train(self, a: Assign, base: int | None) -> Kept:
         assert isinstance(a.job, TrainJob)
         assert a.weights is not None
-        personal.check_stays(a, a.signature)
+        personal.check_stays(a, without_control(a.signature) if a.sync.control else a.signature)
         self._folder.begin(a.position)
         weights, output = self._incoming.weights(a), self._folder.update(a.position)
         faults.reached("site", "fetched", "train")

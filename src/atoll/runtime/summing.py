@@ -14,7 +14,7 @@ from atoll.runtime.outgoing import content, encode_with_feedback, outgoing_kept,
 from atoll.runtime.spool import Spool
 from atoll.spec.document import canonical, sha256
 from atoll.spec.event import Answer
-from atoll.spec.message import Assign, Group, Parcel
+from atoll.spec.message import Assign, Branch, Parcel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +26,21 @@ class Brought:
 
 
 def summed(
-    folder: RunFolder, spool: Spool, a: Assign, group: Group, brought: Mapping[str, Brought]
+    folder: RunFolder, spool: Spool, a: Assign, branch: Branch, brought: Mapping[str, Brought]
 ) -> tuple[Parcel, Source]:
     """Return the sum of what was brought, with all its answers; made once, for the same updates the same bits.
 
     ``a`` is any of the stage's assignments. Raises as `Spool.check` and `encode_with_feedback`, `Invalid` for updates
     that cannot be summed.
     """
-    a = a.model_copy(update={"counted": group.counted})
+    a = a.model_copy(update={"counted": branch.counted})
     folder.open(a.epoch, a.position)
     base = a.counted if recalls(a.sync.wire) else None
     named = sha256(canonical({child: one.digest for child, one in brought.items()}))
     kept = folder.kept(a.position)
     if kept is None or (kept.weights, kept.base) != (named, base):
         kept = _made(folder, spool, a, brought, named)
-    (first, last), order = span(a), {site: number for number, site in enumerate(group.sites)}
+    (first, last), order = span(a), {site: number for number, site in enumerate(branch.sites)}
     answers = [answer for one in brought.values() for answer in one.answers]
     parcel = Parcel(
         run=a.run,
@@ -49,7 +49,7 @@ def summed(
         content=content(kept.token, [step.model_dump(mode="json") for step in a.sync.wire]),
         wire=kinds(a.sync.wire),
         answers=tuple(
-            answer.model_copy(update={"via": (group.relay, *answer.via)})
+            answer.model_copy(update={"via": (branch.relay, *answer.via)})
             for answer in sorted(answers, key=lambda answer: order[answer.site])
         ),
     )

@@ -104,6 +104,12 @@ class Tree:
         return found
 
     def check_behind(self, site: str, relay: str) -> None:
-        """Raise `Invalid` for a place that would close a circle."""
-        if site == relay or site in self.way(relay) or site in self.way(relay, invited=True):
-            raise Invalid(f"behind: {relay!r} is behind {site!r} itself; choose another relay")
+        """Raise `Invalid` for a place that would close a circle, as things are or once invitations are taken up."""
+        above, found = [relay], set[str]()
+        while above:
+            name = above.pop()
+            if name == site:
+                raise Invalid(f"behind: {relay!r} is behind {site!r} itself; choose another relay")
+            if name not in found:
+                found.add(name)
+                above += [one for one in (self.behind(name), self._invited.get(name, _NOWHERE).behind) if one]

@@ -213,9 +213,9 @@ class Worker:
         return Reply(examples=work.examples, steps=work.step, loss=work.loss)
 
     def evaluate(self, space: Workspace, order: Evaluate) -> Reply:
-        if order.heldout and not len(space.heldout_rows):
+        if not len(space.heldout_rows):
             return Reply()
-        examples, learner = space.examples(order.heldout), space.with_weights(order)
+        examples, learner = space.examples(True), space.with_weights(order)
         return Reply(totals=totals(learner.evaluate(examples)), examples=count(examples))
 
     def predict(self, space: Workspace, order: Predict) -> Reply:

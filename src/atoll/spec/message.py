@@ -44,10 +44,10 @@ class Assign(Document):
     task: "TaskName | None" = None
     keep_local: Patterns = ()  # of a registered model: tensors of these names are the site's own
     made_by: Name | None = None  # the run that made it, from which the site kept them
-    groups: "tuple[Group, ...]" = ()  # by relays on the way, the hub's first; none: updates are passed on as they are
+    branches: "tuple[Branch, ...]" = ()  # by relays on the way, the hub's first; none: updates are passed on one by one
 
 
-class Group(Document):
+class Branch(Document):
     """Whose updates of a stage a relay is to make one of: all of them, unless the stage's deadline comes before."""
 
     relay: Name
@@ -313,7 +313,6 @@ class Evaluate(Document):
     control: bool = False  # the second half of the weights is control variates, which no model has
     keep_local: Patterns = ()
     local_in: str | None = None  # the site's personal tensors
-    heldout: bool = True
 
 
 class Predict(Document):

@@ -133,7 +133,7 @@ class Sync(Document):
 
     preset: str | None = None  # the name it was made from, kept for the reader
     exchange: Literal["gradient", "delta"] = "delta"
-    period: PositiveInt = 1  # inner steps between two exchanges
+    period: PositiveInt = 1  # inner steps between two exchanges of the whole model: a round, or `fragments` of them
     seconds: PositiveFloat | None = None  # a round ends after so many, with at least one step, before `period` steps
     wait: Wait = Wait()
     merge: Literal["mean", "weighted_mean", "median", "trimmed_mean"] = "weighted_mean"

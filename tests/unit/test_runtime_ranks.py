@@ -1,0 +1,60 @@
+"""A run's workers at a site: which of them the next run may be given."""
+
+import threading
+
+import pytest
+
+from atoll.errors import TaskFailed, Unavailable
+from atoll.runtime.executor import Group
+from atoll.runtime.incoming import Incoming
+from atoll.runtime.kept import RunFolder
+from atoll.runtime.ranks import Ranks
+from atoll.runtime.reports import Reports
+from atoll.spec.job import Optimiser
+from atoll.spec.message import Probe
+from atoll.spec.plan import Layout
+from tests.unit.places import House, assign
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = House(tmp_path)
+    yield made
+    made.journal.close()
+
+
+def ranks_of(house):
+    reports = Reports(house.gate, "lyon")
+    return Ranks(house.place, Incoming(house.place, RunFolder(house.runs / "run"), reports), reports, threading.Event())
+
+
+ORDER = Probe(seed=0, batch=1, optimiser=Optimiser())
+
+
+def test_a_group_with_a_dead_rank_is_dropped_before_its_run_could_leave_it_to_the_next(house):
+    ranks, busy = ranks_of(house), []
+
+    def dies(order, group):
+        group.close = lambda: busy.append(ranks._busy.is_set())
+        raise Unavailable("worker: a rank ended")
+
+    house.workers.answers["probe"] = dies
+    with pytest.raises(Unavailable):
+        ranks.order(assign(), ORDER)
+    assert busy == [True] * 3
+
+
+@pytest.mark.parametrize(("data", "stays"), [(1, True), (2, False)])
+def test_a_task_that_failed_leaves_one_rank_warm_and_of_several_none(house, data, stays):
+    def fails(order, group):
+        raise TaskFailed("loss is nan")
+
+    house.workers.answers["probe"] = fails
+    ranks, a = ranks_of(house), assign(layout=Layout(data=data))
+    with pytest.raises(TaskFailed):
+        ranks.order(a, ORDER)
+    assert house.workers.closed == (0 if stays else 1)
+    assert ranks.leave() is None
+    found: Group = house.place.groups.take(f"{a.code} {a.layout.model_dump_json()} {a.user}", a.layout)
+    assert house.workers.started == (1 if stays else 2)
+    found.close()
