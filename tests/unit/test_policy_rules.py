@@ -135,6 +135,18 @@ def test_every_attribute_is_there_for_every_action():
         assert asked.decide(request).allowed, action
 
 
+def test_what_was_decided_before_is_not_taken_for_another_question():
+    asked = rules(SITE_POLICY)
+    allowed = crossing("update")
+    for _ in range(2):
+        assert asked.decide(allowed).allowed
+        assert not asked.decide(crossing("data")).allowed
+        assert not asked.decide(crossing("update", purpose="marketing")).allowed
+        bare = PATIENTS.model_copy(update={"purposes": ()})
+        assert not asked.decide(allowed.model_copy(update={"dataset": bare})).allowed
+    assert "'marketing'" in str(asked.decide(crossing("update", purpose="marketing")))
+
+
 def test_the_receiver_is_the_hub_outwards_and_the_site_inwards():
     out = translate(crossing("update")).context
     inwards = translate(crossing("code", "in")).context

@@ -24,17 +24,40 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A translated request; `attributes` are those of the principal and the resource, as the rules see them."""
+    """A translated request; `attributes` are those of the principal and the resource, as the rules see them.
+
+    It is all that a rule can look at, so questions with one `text` have one answer.
+    """
 
     action: str
     principal: Uid
     resource: Uid
     context: dict[str, Any]
     attributes: dict[str, dict[str, Any]]
-    entities: cedarpy.Entities
+
+    @property
+    def text(self) -> str:
+        return json.dumps([self.action, self.principal, self.resource, self.context, self.attributes])
+
+    @property
+    def entities(self) -> cedarpy.Entities:
+        """The principal and the resource as Cedar holds them. Raises `Invalid` for what does not fit the schema."""
+        of = ((self.principal, "principal"), (self.resource, "resource"))
+        entities: list[dict[str, Any]] = [
+            {"uid": uid, "attrs": self.attributes[part], "parents": []} for uid, part in of
+        ]
+        try:
+            return cedarpy.Entities.from_json_str(  # pyright: ignore[reportUnknownMemberType] - bare dict in its signature
+                json.dumps(entities), parsed()
+            )
+        except ValueError as error:
+            kind, name = self.resource["type"], self.resource["id"]
+            raise Invalid(f"{kind} {name!r} does not fit the policy schema ({error}); mend its document") from error
 
     def put(self, policies: cedarpy.PolicySet) -> Outcome:
-        """Ask `policies`; allowed means that Cedar says Allow and that no rule failed on the way."""
+        """Ask `policies`; allowed means that Cedar says Allow and that no rule failed on the way. Raises as
+        `entities`."""
+        entities = self.entities
         request = {
             "principal": self.principal,
             "action": {"type": "Action", "id": self.action},
@@ -43,7 +66,7 @@ class Question:
         }
         try:
             result = cedarpy.is_authorized(  # pyright: ignore[reportUnknownMemberType] - its signature has bare dicts
-                request, policies, self.entities, schema=parsed()
+                request, policies, entities, schema=parsed()
             )
         except ValueError as error:
             return Outcome(False, (), (str(error),))
@@ -74,17 +97,7 @@ def translate(request: Request) -> Question:
         "bytes": crossing.bytes if crossing else 0,
         "rows": crossing.rows if crossing else 0,
     }
-    entities: list[dict[str, Any]] = [
-        {"uid": principal, "attrs": user, "parents": []},
-        {"uid": resource, "attrs": attributes, "parents": []},
-    ]
-    try:
-        handle = cedarpy.Entities.from_json_str(  # pyright: ignore[reportUnknownMemberType] - bare dict in its signature
-            json.dumps(entities), parsed()
-        )
-    except ValueError as error:
-        raise Invalid(f"{kind} {name!r} does not fit the policy schema ({error}); mend its document") from error
-    return Question(request.action, principal, resource, context, {"principal": user, "resource": attributes}, handle)
+    return Question(request.action, principal, resource, context, {"principal": user, "resource": attributes})
 
 
 def _consistent(request: Request) -> None:

@@ -2,17 +2,20 @@
 
 import json
 import re
+import threading
+from collections import OrderedDict
 from typing import Any
 
 import cedarpy
 
 from atoll.errors import Invalid
 from atoll.policy.mistakes import size_mistakes, statements, syntax_mistakes, type_mistakes
-from atoll.policy.question import translate
+from atoll.policy.question import Question, translate
 from atoll.policy.reasons import Reasons, rule_from_json
 from atoll.spec.policy import Decision, Policy, Request
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_KNOWN = 1024  # newest decisions that are remembered: a run asks the same each round, and Cedar takes most of a ms
 
 
 class Rules:
@@ -22,7 +25,7 @@ class Rules:
     the schema does not have, or whose rules have no `@id` of their own.
     """
 
-    __slots__ = ("_policies", "_reasons", "policy")
+    __slots__ = ("_known", "_policies", "_reasons", "_turn", "policy")
 
     def __init__(self, policy: Policy) -> None:
         text = policy.text
@@ -33,6 +36,8 @@ class Rules:
         self._policies = cedarpy.PolicySet.from_str(policy.text)
         rules = {name: rule_from_json(entry) for name, entry in _static(policy.text).items()}
         self._reasons = Reasons(rules)
+        self._turn = threading.Lock()
+        self._known: OrderedDict[str, Decision] = OrderedDict()  # by question: a decision follows from it alone
 
     @property
     def party(self) -> str:
@@ -47,8 +52,21 @@ class Rules:
         """Answer one request. Allowed only if a permit matches, no forbid does, and no rule failed to evaluate."""
         try:
             question = translate(request)
+            text = question.text
+            with self._turn:
+                decision = self._known.get(text)
+            if decision is None:
+                decision = self._decide(question)
         except Invalid as problem:
             return self._refuse((), (str(problem),))
+        with self._turn:
+            self._known[text] = decision
+            self._known.move_to_end(text)
+            while len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
+        return decision
+
+    def _decide(self, question: Question) -> Decision:
         outcome = question.put(self._policies)
         if not outcome.allowed:
             return self._refuse(*self._reasons.refusal(question, outcome))
