@@ -16,6 +16,7 @@ from atoll.boundary.identity import Identity
 from atoll.data.live import LiveCatalogue
 from atoll.journal import Journal
 from atoll.policy.load import LivePolicy
+from atoll.runtime import heap
 from atoll.runtime.dialling import keep_dialling
 from atoll.runtime.errand import Errand
 from atoll.runtime.executor import Executor
@@ -36,6 +37,7 @@ class Agent:
     """One site. `home` is its folder: site.yaml, policy.cedar, catalogue, journal, code, runs."""
 
     def __init__(self, site: Site, home: Path, executor: Executor) -> None:
+        heap.keep_freed()
         self._journal = Journal(home / "journal.db", site.name)
         policy = LivePolicy(home / "policy.cedar", site.name)
 

@@ -4,6 +4,7 @@ What a process wrote is there for the next one even where it was killed, and for
 was flushed.
 """
 
+import mmap
 import os
 import secrets
 import zlib
@@ -41,9 +42,10 @@ def mapped(path: Path) -> np.ndarray:
 
     They stay what they are when another file takes the name, as every writer here has it.
     """
-    if not path.stat().st_size:  # which no system maps
-        return np.empty(0, np.float32)
-    return np.memmap(path, np.float32, "r").view(np.ndarray)
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:  # which no system maps
+            return np.empty(0, np.float32)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.float32)
 
 
 @contextmanager

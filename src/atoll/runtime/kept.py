@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Invalid
 from atoll.runtime.disk import BOOT, appearing, file_crc, mapped
 from atoll.runtime.spares import Spares
@@ -76,6 +77,7 @@ class RunFolder:
         self._fetched: str | None = None
         self._seen: tuple[int, int] | None = None
         self._durable = 0  # the epoch on disk
+        self._spares = Spares(path)
         self._known: dict[Path, int] = {}  # CRC of files that this process wrote or looked through
 
     def open(self, epoch: int, position: int) -> None:
@@ -105,7 +107,7 @@ class RunFolder:
         trial = self.path / "room.part"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            Spares(self.path).keep(0)
+            self._spares.keep(0)
             if shutil.disk_usage(self.path).free < size:
                 return False  # without taking what others may need meanwhile
             with trial.open("wb") as file:
@@ -129,16 +131,16 @@ class RunFolder:
     def new_weights(self, digest: str, size: int) -> Iterator[BinaryIO]:
         """Open a file for ``size`` bytes of weights; left without an error, and so verified, it takes the place of the
         ones before. Their file becomes that of the next ones but one."""
-        path, spares = self.weights(digest), Spares(self.path)
-        with appearing(path, over=spares.take(size)) as file:
+        path = self.weights(digest)
+        with appearing(path, over=self._spares.take(size)) as file:
             yield file
         self._fetched = digest
         for old in self.path.glob("weights-*"):
             if old.suffix == ".part":  # of a process that was killed
                 old.unlink()
             elif old != path and old.suffix != ".spare":
-                spares.add(old)
-        spares.keep(1)
+                self._spares.add(old)
+        self._spares.keep(1)
 
     def update(self, position: int) -> Path:
         return self.path / f"update-{position}.f32"
@@ -235,8 +237,7 @@ class RunFolder:
         Those of a round that went on without this site are none of its past. ``later``: they are kept as long as they
         come after ``base``, for the hub may still merge them.
         """
-        for path in (*self.path.glob("residual-*"), *self.path.glob("control-*")):
-            number = _position(path)
+        for _, number, path in self._files("residual", "control"):
             if number != base and not (later and number > (-1 if base is None else base)):
                 self._drop(path)
 
@@ -288,24 +289,36 @@ class RunFolder:
         The state that it began from stays with the one that it made, so that it could be done again. What it was
         corrected by stays, with its mark, until the next one is encoded: the hub may go on without this one.
         """
-        before = max((number for number, _ in self._marks() if number < position), default=position)
-        for path in (*self.path.glob("state-*"), *self.path.glob("local-*")):
-            if _position(path) < before:
-                self._drop(path)
-        for path in self.path.glob("update-*"):
-            number = _position(path)
-            needed = number >= before or self.residual(number).exists() or self.control(number).exists()
-            if number < position and not (needed and path == self._mark_file(number)):
-                self._drop(path)
-        for path in self.path.glob("round-*"):  # of rounds that the hub ended without this site
-            path.unlink(missing_ok=True)
+        files = list(self._files("state", "local", "update", "round"))
+        marks = [number for _, number, path in files if path.suffix == ".json" and number < position]
+        before = max((number for number in marks if self._mark(number) is not None), default=position)
+        for kind, number, path in files:
+            match kind:
+                case "round":  # of rounds that the hub ended without this site
+                    path.unlink(missing_ok=True)
+                case "update":
+                    needed = number >= before or self.residual(number).exists() or self.control(number).exists()
+                    if number < position and not (needed and path == self._mark_file(number)):
+                        self._drop(path)
+                case _ if number < before:
+                    self._drop(path)
+                case _:
+                    pass
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _marks(self) -> list[tuple[int, Kept]]:
-        found = [(_position(path), self._mark(_position(path))) for path in self.path.glob("update-*.json")]
+        found = [(number, self._mark(number)) for _, number, path in self._files("update") if path.suffix == ".json"]
         return [(number, mark) for number, mark in found if mark is not None]
+
+    def _files(self, *kinds: str) -> Iterator[tuple[str, int, Path]]:
+        """Yield the files of these kinds, each with its kind and its position. One look at the folder: a small round
+        would notice more."""
+        for name in os.listdir(self.path) if self.path.is_dir() else ():
+            kind, _, rest = name.partition("-")
+            if kind in kinds:
+                yield kind, int(rest.partition(".")[0]), self.path / name
 
     def _mark(self, position: int) -> Kept | None:
         try:
@@ -345,12 +358,4 @@ class RunFolder:
         with appearing(self.path / name, durable) as file:
             file.write(text.encode())
         if durable:
-            folder = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # without it the rename itself may be lost with the power
-            finally:
-                os.close(folder)
-
-
-def _position(path: Path) -> int:
-    return int(path.name.split("-")[1].split(".")[0])
+            sync_folder(self.path)

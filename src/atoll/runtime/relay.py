@@ -14,6 +14,7 @@ from atoll.boundary.channel import Desk, FrameLike, Send, Wanted
 from atoll.boundary.gate import RelayGate, probed
 from atoll.boundary.identity import Identity
 from atoll.errors import AtollError, Invalid, LinkLost, Unavailable, Unfit
+from atoll.runtime import heap
 from atoll.runtime.dialling import keep_dialling
 from atoll.runtime.gathering import Gathering
 from atoll.runtime.kept import RunFolder, kept_runs
@@ -56,6 +57,7 @@ class Relay:
         admitted: Callable[[Admitted], None] = lambda _: None,
         turned_away: Callable[[str], None] = lambda _: None,
     ) -> None:
+        heap.keep_freed()
         self._site, self._home = site, home
         self._admitted, self._turned_away = admitted, turned_away
         self._gate = RelayGate(site.name)
