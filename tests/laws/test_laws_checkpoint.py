@@ -14,6 +14,7 @@ from atoll.errors import Unavailable
 from atoll.inner.control import write_control
 from atoll.inner.made import make_model
 from atoll.inner.mesh import Mesh
+from atoll.inner.parallelize import parallelize
 from atoll.inner.round import Round
 from atoll.inner.task import load_task
 from atoll.inner.vector import read_vector, save_vector, signature_of
@@ -149,7 +150,8 @@ class Site:
     def train(self, until=STEPS, **changes):
         """Take steps until ``until``; return the steps taken, and the update, loss and examples if that is the end."""
         order = self.order.model_copy(update=changes)
-        work = Round(self.opened, order, load_task(Path(self.opened.bundle), self.opened.task), self.model(), Mesh())
+        task = load_task(Path(self.opened.bundle), self.opened.task)
+        work = Round(self.opened, order, task, parallelize(self.model(), Mesh()))
         left = until - work.step
         taken = [step.number for step in itertools.islice(work.steps(self.batches), left)]
         if until < STEPS:

@@ -10,6 +10,7 @@ from torch import nn
 
 from atoll.inner.control import read_control
 from atoll.inner.mesh import Mesh
+from atoll.inner.parallelize import parallelize
 from atoll.inner.round import Round
 from atoll.inner.vector import read_vector, save_vector, signature_of
 from atoll.outer.advance import Advance
@@ -83,7 +84,7 @@ class Federation:
             optimiser=Optimiser(kind=self.optimiser, rate=RATE),
             sync=self.sync,
         )
-        work = Round(None, order, LeastSquares(), linear(), Mesh())
+        work = Round(None, order, LeastSquares(), parallelize(linear(), Mesh()))
         assert len(list(work.steps(lambda first: [self.shards[site]] * self.sync.period))) == self.sync.period
         work.keep_state()
         return work.update()

@@ -15,6 +15,7 @@ from torch import nn
 
 from atoll.errors import Corrupt
 from atoll.inner.mesh import Mesh
+from atoll.inner.parallelize import parallelize
 from atoll.inner.round import Round
 from atoll.inner.vector import read_vector, save_vector, signature_of
 from atoll.outer.advance import Advance
@@ -83,7 +84,7 @@ class Federation:
         work = self.begun(site, order)
         for stop in self.stops:
             list(itertools.islice(work.steps(self.batches(site, order)), max(0, stop - work.step)))
-            work = Round(opened(), order, Fit(), Columns(), Mesh())
+            work = Round(opened(), order, Fit(), parallelize(Columns(), Mesh()))
             assert work.step == stop or (self.ahead and not work.step)  # what was done ahead leaves no checkpoint
         list(work.steps(self.batches(site, order)))
         work.keep_state()
@@ -93,8 +94,9 @@ class Federation:
 
     def begun(self, site, order):
         if not (self.ahead and order.goes_on):
-            return Round(opened(), order, Fit(), Columns(), Mesh())
-        work = Round(opened(), order.model_copy(update={"weights": None, "checkpoint": None}), Fit(), Columns(), Mesh())
+            return Round(opened(), order, Fit(), parallelize(Columns(), Mesh()))
+        early = order.model_copy(update={"weights": None, "checkpoint": None})
+        work = Round(opened(), early, Fit(), parallelize(Columns(), Mesh()))
         taken = len(list(work.steps(self.batches(site, order))))
         assert taken == min(self.sync.delay, order.steps - 1)
         assert not work.ordered(order.model_copy(update={"steps": order.steps + 1}))
@@ -197,7 +199,7 @@ def test_a_site_that_begins_again_takes_the_weights_it_is_given_and_its_optimise
     federation = Federation(tmp_path, streaming(4, NESTEROV, fragments=2, blend=0.5))
     federation.train(4)
     order = federation.order(0, 2, 2)
-    again = Round(opened(), order.model_copy(update={"goes_on": False}), Fit(), Columns(), Mesh())
+    again = Round(opened(), order.model_copy(update={"goes_on": False}), Fit(), parallelize(Columns(), Mesh()))
     assert np.array_equal(read_vector(again._model, again._order.signature), federation.weights)
     assert again._optimiser.state_dict()["state"][0]["step"] == 4
 
@@ -207,7 +209,7 @@ def test_a_state_without_the_sites_own_weights_is_told_as_damage(tmp_path):
     alone.train(4)
     order = alone.order(0, 1, 4).model_copy(update={"goes_on": True, "sync": streaming(4, NESTEROV, delay=1)})
     with pytest.raises(Corrupt, match="own weights are not in what it kept"):
-        Round(opened(), order, Fit(), Columns(), Mesh())
+        Round(opened(), order, Fit(), parallelize(Columns(), Mesh()))
 
 
 def test_streaming_comes_within_two_percent_of_diloco_on_a_convex_task(tmp_path):

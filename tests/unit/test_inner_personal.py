@@ -10,6 +10,7 @@ from atoll.inner.learner import ModuleLearner
 from atoll.inner.mesh import Mesh
 from atoll.inner.personal import chosen, put_personal, shared, shared_part, write_personal
 from atoll.inner.vector import named, read_vector, signature_of, write_vector
+from atoll.spec.model import elements
 
 
 def net():
@@ -39,8 +40,8 @@ def test_patterns_choose_by_the_whole_name(patterns, names):
     assert chosen(SIGNATURE, patterns) == names
     rest = shared(SIGNATURE, names)
     assert [spec.name for spec in rest] == [spec.name for spec in SIGNATURE if spec.name not in names]
-    vector = np.arange(sum(spec.size for spec in SIGNATURE), dtype=np.float32)
-    assert len(shared_part(vector, SIGNATURE, names)) == sum(spec.size for spec in rest)
+    vector = np.arange(elements(SIGNATURE), dtype=np.float32)
+    assert len(shared_part(vector, SIGNATURE, names)) == elements(rest)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,6 @@ def test_a_site_without_any_yet_begins_with_the_seeds_values_whatever_the_module
     first = learner.vector()
     learner.write(SIGNATURE, first + 1)
     rest = shared(SIGNATURE, chosen(SIGNATURE, ("2.*",)))
-    given = np.zeros(sum(spec.size for spec in rest), np.float32)
+    given = np.zeros(elements(rest), np.float32)
     learner.write(rest, given, ("2.*",))
     np.testing.assert_array_equal(learner.vector(), np.concatenate([given, first[len(given) :]]))

@@ -162,6 +162,15 @@ def test_measured_memory_stands_where_it_is_more_than_the_model_explains():
     assert model.rank_memory(profile, Optimiser()) == 1_000_000 + 2 * 4000
 
 
+def test_ranks_that_share_a_model_hold_a_part_of_its_step_and_all_of_its_start_and_delta():
+    profile = Profile(parameters=1000, step_seconds=1)
+    alone, shared = (
+        model.rank_memory(profile, Optimiser(kind="adam"), layout=one) for one in (Layout(), Layout(shard=4))
+    )
+    assert (alone, shared) == (4 * 1000 * (4 + 2), 4 * 1000 * (1 + 2))
+    assert model.rank_memory(profile, Optimiser(kind="adam"), layout=Layout(data=4)) == alone
+
+
 FLEET = Fleet(
     sites=(Site(name="oslo"), Site(name="rome")),
     links=(Link(site="oslo", bandwidth=1e6), Link(site="rome", bandwidth=1e8)),

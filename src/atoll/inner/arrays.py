@@ -19,7 +19,7 @@ from atoll.inner.mesh import Mesh
 from atoll.inner.steps import Step
 from atoll.inner.vector import check_same, load_vector
 from atoll.spec.message import Probe, Train
-from atoll.spec.model import Patterns, Signature, TensorSpec
+from atoll.spec.model import Patterns, Signature, TensorSpec, elements
 from atoll.spec.task import Arrays, ArraysTask, Budget, Fitted, Mean, Scores, beyond_arrays
 
 _WIDEST = 8  # bytes of a floating number that a machine without Intel's 80 bits has, too
@@ -42,7 +42,7 @@ class ArraysLearner:
         self.signature = tuple(
             TensorSpec(name=name, shape=array.shape) for name, array in self._first.items() if _travels(array)
         )
-        if not sum(spec.size for spec in self.signature):
+        if not elements(self.signature):
             raise TaskFailed("arrays() has no number of a floating type to train; give np.float32 or np.float64")
         if len(self._first) > TENSORS:
             raise TaskFailed(f"arrays() has {len(self._first):,} arrays where {TENSORS:,} may travel; stack small ones")
@@ -110,7 +110,7 @@ class ArraysRound:
         """Do the round's work, in which the task may take the ``batches(0)``; it is one step to us."""
         order = self._order
         of_run = order.done // order.sync.stride + 1
-        granted = _Granted(order.steps, order.batch, order.done, of_run, order.seed)
+        granted = _Granted(order.steps, order.batch, order.done, of_run, order.seed, order.place, order.places)
         self._end, self.loss, self.examples = granted.fit(self._learner, self._all, batches(0))
         self.step = order.steps
         yield Step(order.steps - 1, self.loss, self.examples)
@@ -138,11 +138,14 @@ class _Granted:
     done: int
     round: int
     seed: int
+    place: int = 0
+    places: int = 1
 
     def fit(self, learner: ArraysLearner, examples: Arrays, batches: Iterable[Arrays]) -> tuple[np.ndarray, float, int]:
         """Have the task fit its arrays; return them as a vector, the mean loss, and how many examples that took."""
         taken: list[int] = []
-        budget = Budget(self.steps, self.batch, self.done, self.round, _counted(batches, taken))
+        given = _counted(batches, taken)
+        budget = Budget(self.steps, self.batch, self.done, self.round, given, self.place, self.places)
         chance.seed_step(self.seed, self.done, 0)
         fitted: object = learner.task.fit(learner.arrays(), examples, budget)
         if not isinstance(fitted, Fitted) or not isinstance(fitted.arrays, Mapping):

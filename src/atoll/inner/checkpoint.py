@@ -18,6 +18,8 @@ import torch
 
 from atoll.errors import Corrupt
 from atoll.inner import optimiser as optimisers
+from atoll.inner.vector import varying
+from atoll.inner.whole import put
 from atoll.spec.document import canonical
 
 _ENTRY = "atoll"  # of the file's metadata; the only one, for several are written in no certain order
@@ -80,7 +82,7 @@ def tensors_of(
     model: torch.nn.Module, optimiser: torch.optim.Optimizer | None, gradient: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """Return everything that steps change, by name: parameters, all buffers, optimiser state, summed gradient."""
-    found = {f"model.{name}": tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    found = {f"model.{name}": tensor for name, tensor in varying(model).items()}
     if optimiser is not None:
         found |= optimiser_tensors(optimiser)
     if gradient is not None:
@@ -102,6 +104,5 @@ def put_tensors(
         raise Corrupt("checkpoint: its tensors are not this model's; the round begins anew")
     if optimiser is not None:
         put_optimiser(optimiser, found)
-    with torch.no_grad():
-        for name, place in places.items():
-            place.copy_(found[name])
+    for name, place in places.items():
+        put(place, found[name])

@@ -8,8 +8,9 @@ import torch
 from atoll.errors import Corrupt
 from atoll.inner import checkpoint
 from atoll.inner.vector import load_vector
+from atoll.inner.whole import part, whole
 from atoll.spec.message import Train
-from atoll.spec.model import Signature
+from atoll.spec.model import Signature, elements
 
 _ENTRY = "control"
 
@@ -40,7 +41,7 @@ class Control:
     def ordered(cls, order: Train, model: torch.nn.Module, signature: Signature) -> "Control":
         """Return the control of a round: the hub's lies behind the weights, under whose ``signature`` it is."""
         assert order.weights is not None, "no round with control is begun ahead of its weights"
-        size = sum(spec.size for spec in signature)
+        size = elements(signature)
         common = load_vector(Path(order.weights), order.signature)[size:]
         own = read_control(Path(order.control_in), size) if order.control_in is not None else np.zeros_like(common)
         return cls(model, signature, common, own)
@@ -50,10 +51,10 @@ class Control:
         for parameter, place in self._places:
             turn = self._turn[place].reshape(parameter.shape)
             if parameter.grad is not None:
-                self.sum[place] += parameter.grad.detach().reshape(-1).double()
-                parameter.grad.add_(turn)
+                self.sum[place] += whole(parameter.grad).reshape(-1).double()
+                parameter.grad.add_(part(turn, parameter))
             elif turn.any():  # this batch leaves it out, and others do not
-                parameter.grad = turn.to(parameter.dtype, copy=True)
+                parameter.grad = part(turn.to(parameter.dtype, copy=True), parameter)
 
     def after(self, steps: int) -> np.ndarray:
         """Return c_i as it is after a round of so many steps."""

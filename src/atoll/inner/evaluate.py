@@ -13,21 +13,26 @@ from atoll.inner.made import count, tensors
 from atoll.spec.task import Arrays, Mean, Scores, Task
 
 _PIECE = 4096  # examples in one forward pass
+Mode = type[torch.inference_mode] | type[torch.no_grad]
 
 
-def evaluate(task: Task, model: torch.nn.Module, examples: Arrays) -> dict[str, Mean | Scores]:
+def evaluate(
+    task: Task, model: torch.nn.Module, examples: Arrays, mode: Mode = torch.inference_mode
+) -> dict[str, Mean | Scores]:
     """Return the task's metrics over all the examples."""
     model.eval()
     chance.seed(0)
-    with torch.inference_mode():
+    with mode():
         return joined_metrics(task.metrics(model, piece) for piece in pieces(examples))
 
 
-def predict(task: Task, model: torch.nn.Module, examples: Arrays) -> dict[str, np.ndarray]:
+def predict(
+    task: Task, model: torch.nn.Module, examples: Arrays, mode: Mode = torch.inference_mode
+) -> dict[str, np.ndarray]:
     """Return the task's answers: name -> array with one entry per example."""
     model.eval()
     chance.seed(0)
-    with torch.inference_mode():
+    with mode():
         return joined_answers((task.predict(model, piece), count(piece)) for piece in pieces(examples))
 
 
@@ -65,7 +70,8 @@ def _joined(name: str, parts: list[Mean | Scores]) -> Mean | Scores:
     scores = [part for part in parts if isinstance(part, Scores)]
     try:
         if means and len(means) == len(parts):
-            return Mean(sum(float(part.total) for part in means), sum(operator.index(part.count) for part in means))
+            total, number = sum(float(part.total) for part in means), sum(operator.index(part.count) for part in means)
+            return Mean(total, number, means[0].power)
         if scores and len(scores) == len(parts):
             joined = (np.concatenate([np.asarray(getattr(p, field)) for p in scores]) for field in ("scores", "labels"))
             return Scores(*joined)

@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import numpy as np
-import torch
 
 from atoll.inner import evaluate, optimiser
 from atoll.inner.arrays import ArraysLearner
 from atoll.inner.made import make_model, tensors
-from atoll.inner.mesh import Mesh, parallelize
+from atoll.inner.mesh import Mesh
+from atoll.inner.parallelize import parallelize
 from atoll.inner.personal import chosen, put_personal
 from atoll.inner.round import Round
 from atoll.inner.steps import Start, Step, training_steps
 from atoll.inner.task import hands_arrays
 from atoll.inner.vector import at_rest, named, put_back, read_vector, signature_of, write_vector
+from atoll.inner.whole import put
+from atoll.spec.compute import Compute
 from atoll.spec.message import Open, Probe, Train
 from atoll.spec.model import Patterns, Signature
 from atoll.spec.task import Arrays, ArraysTask, Mean, Scores, Task
+
+_PLAIN = Compute()
 
 
 class Work(Protocol):
@@ -59,11 +63,14 @@ class Learner(Protocol):
     def predict(self, examples: Arrays) -> dict[str, np.ndarray]: ...
 
 
-def make_learner(task: Task | ArraysTask, seed: int, mesh: Mesh) -> Learner:
-    """Return the task's model, new, from all generators at ``seed``. Raises `TaskFailed` for one that cannot travel."""
+def make_learner(task: Task | ArraysTask, seed: int, mesh: Mesh, compute: Compute = _PLAIN) -> Learner:
+    """Return the task's model, new, from all generators at ``seed``, spread over the mesh.
+
+    Raises `TaskFailed` for one that cannot travel, or not be spread so.
+    """
     if hands_arrays(task):
         return ArraysLearner(task, seed, mesh)
-    return ModuleLearner(cast("Task", task), seed, mesh)
+    return ModuleLearner(cast("Task", task), seed, mesh, compute)
 
 
 class ModuleLearner:
@@ -71,11 +78,13 @@ class ModuleLearner:
 
     gradients: Literal[True] = True
 
-    def __init__(self, task: Task, seed: int, mesh: Mesh) -> None:
+    def __init__(self, task: Task, seed: int, mesh: Mesh, compute: Compute = _PLAIN) -> None:
         self._task, self._seed, self._mesh = task, seed, mesh
-        self._module = parallelize(make_model(task, seed), mesh)
+        made = make_model(task, seed)
+        self.signature = signature_of(made)
+        self._spread = parallelize(made, mesh, compute, getattr(task, "parallelize", None))
+        self._module = self._spread.model
         self._rest = at_rest(self._module)
-        self.signature = signature_of(self._module)
 
     def vector(self) -> np.ndarray:
         return read_vector(self._module, self.signature)
@@ -95,24 +104,25 @@ class ModuleLearner:
             put_personal(tensors, Path(local_in))
         elif names:  # the module has other values by now, perhaps of another run
             built = named(make_model(self._task, self._seed), names)
-            with torch.no_grad():
-                for name, tensor in tensors.items():
-                    tensor.copy_(built[name])
+            for name, tensor in tensors.items():
+                put(tensor, built[name])
         return names
 
     def trial(self, order: Probe, examples: Arrays, batches: Iterable[Arrays]) -> Iterator[object]:
         """Take a step for each batch; ``examples``, all of the site's, matter to tasks that choose among them."""
         made = optimiser.make(order.optimiser, self._module.parameters())
         given = map(tensors, batches)
-        return training_steps(self._task, self._module, made, given, self._mesh, Start(order.seed))
+        return training_steps(self._task, self._spread, made, given, Start(order.seed))
 
     def round(self, opened: Open, order: Train, examples: Arrays) -> Round:
         put_back(self._module, self._rest)
         self._settled(order.sync.keep_local, order.local_in)
-        return Round(opened, order, self._task, self._module, self._mesh)
+        return Round(opened, order, self._task, self._spread)
 
     def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]:
-        return evaluate.evaluate(self._task, self._module, examples)
+        with self._spread.answering() as mode:
+            return evaluate.evaluate(self._task, self._module, examples, mode)
 
     def predict(self, examples: Arrays) -> dict[str, np.ndarray]:
-        return evaluate.predict(self._task, self._module, examples)
+        with self._spread.answering() as mode:
+            return evaluate.predict(self._task, self._module, examples, mode)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from atoll.errors import Corrupt
+from atoll.inner.whole import part
 from atoll.spec.job import Optimiser
 
 
@@ -56,5 +57,5 @@ def put_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tens
         fits = number.isdecimal() and int(number) < len(parameters)
         if not fits or (value.ndim and value.shape != parameters[int(number)].shape):
             raise Corrupt(f"optimiser: its state has a tensor {key[:40]!r} that fits no parameter; begin the run anew")
-        found.setdefault(int(number), {})[name] = value
+        found.setdefault(int(number), {})[name] = part(value, parameters[int(number)]) if value.ndim else value
     optimiser.load_state_dict({"state": found, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -13,6 +13,7 @@ import torch
 
 from atoll.errors import Corrupt, TaskFailed
 from atoll.inner import checkpoint
+from atoll.inner.whole import put
 from atoll.spec.document import near_miss
 from atoll.spec.model import Patterns, Signature, fits
 
@@ -64,6 +65,5 @@ def put_personal(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     here = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     if here != {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()}:
         raise Corrupt(f"{path.name}: its tensors are not those that stay of this model; use the code that made it")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(found[name])
+    for name, tensor in tensors.items():
+        put(tensor, found[name])

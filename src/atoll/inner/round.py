@@ -14,14 +14,15 @@ from atoll.errors import Corrupt, TaskFailed
 from atoll.inner import checkpoint, optimiser
 from atoll.inner.control import Control, write_control
 from atoll.inner.made import tensors
-from atoll.inner.mesh import Mesh
+from atoll.inner.parallelize import Parallel
 from atoll.inner.personal import chosen, write_personal
 from atoll.inner.steps import Batch, Pull, Start, Step, gradient_steps, training_steps
 from atoll.inner.streaming import mix_in, mixing_step
 from atoll.inner.vector import load_vector, named, read_vector, signature_of, write_vector
+from atoll.inner.whole import Staged, at_this_rank, gathered
 from atoll.spec.document import canonical, digest, sha256
 from atoll.spec.message import Open, Train
-from atoll.spec.model import without_control
+from atoll.spec.model import elements, without_control
 from atoll.spec.task import Arrays, Task
 
 _SHARE = 20  # times the last checkpoint's own seconds before the next one: they take 5 % of a round at most
@@ -37,12 +38,16 @@ class Round:
     ahead of its weights takes the steps that need none, and goes on when it is given its order (`ordered`).
     """
 
-    def __init__(self, opened: Open, order: Train, task: Task, model: torch.nn.Module, mesh: Mesh) -> None:
+    def __init__(self, opened: Open, order: Train, task: Task, spread: Parallel) -> None:
         """Write the first weights into the model, and then what a group that died here left behind, if it did.
 
         The tensors that stay at the site have their values already.
         """
-        self._opened, self._order, self._task, self._model, self._mesh = opened, order, task, model, mesh
+        self._opened, self._order, self._task, self._spread = opened, order, task, spread
+        model = self._model = spread.model
+        self._mesh = spread.mesh
+        if order.sync.keep_local and spread.mesh.has("pipeline"):
+            raise TaskFailed("layout.pipeline: does not go with sync.keep_local; set it to 1 or leave that out")
         self._path = Path(order.checkpoint) if order.checkpoint is not None else None
         self._signature = without_control(order.signature) if order.sync.control else order.signature
         self._start = self._weights()
@@ -58,11 +63,11 @@ class Round:
         self._began: float | None = None  # when the steps began, on this process's clock
         self._spent = 0.0  # seconds that a group which died here had taken of them
         if order.sync.exchange == "gradient":
-            self._gradient = torch.zeros(sum(spec.size for spec in order.signature), dtype=torch.float64)
+            self._gradient = torch.zeros(elements(order.signature), dtype=torch.float64)
         else:
             self._optimiser = optimiser.make(order.optimiser, model.parameters())
             if order.state_in is not None:
-                checkpoint.put_optimiser(self._optimiser, kept)
+                checkpoint.put_optimiser(self._optimiser, at_this_rank(kept, model))
         self._mixing = mixing_step(order)
         self._identified: str | None = None
         self._resume()
@@ -118,7 +123,7 @@ class Round:
         """Return the flat float32 update: the mean gradient, or what was changed in the weights of the round's span."""
         assert self._start is not None, "a round without its weights has taken some of its steps only"
         if self._gradient is not None:
-            update = own = (self._gradient.numpy() / self.examples).astype(np.float32)
+            update = own = (self._joined(self._gradient).numpy() / self.examples).astype(np.float32)
         else:
             own = self._read()
             first, last = self._order.sync.span(own.size, self._order.version)
@@ -127,19 +132,29 @@ class Round:
         if not (np.isfinite(update).all() and (update.size == own.size or np.isfinite(own).all())):
             step = self._order.done + self.step
             raise TaskFailed(f"weights are not finite after step {step} of the run; lower the optimiser's rate")
-        return update if self._control is None else np.concatenate([update, self._control.change(self.step)])
+        if self._control is None:
+            return update
+        self._control.sum = self._joined(self._control.sum)
+        return np.concatenate([update, self._control.change(self.step)])
 
     def keep_state(self) -> None:
-        """Write what goes on from round to round where the order wants it: the optimiser's state, the own weights."""
-        order = self._order
-        if self._control is not None and order.control_out is not None:
+        """Write what goes on from round to round where the order wants it: the optimiser's state, the own weights.
+
+        All ranks take part, for each may have a part of it; the first writes.
+        """
+        order, first = self._order, self._mesh.rank == 0
+        if first and self._control is not None and order.control_out is not None:
             write_control(Path(order.control_out), self._control.after(self.step))
         if order.local_out is not None:
-            write_personal(Path(order.local_out), named(self._model, self._personal))
+            stay = gathered(named(self._model, self._personal), first, self._model)
+            if first:
+                write_personal(Path(order.local_out), stay)
         if order.state_out is None or self._optimiser is None:
             return
         own = {"weights": torch.from_numpy(self._read())} if order.sync.streaming else {}
-        checkpoint.write_tensors(Path(order.state_out), {**checkpoint.optimiser_tensors(self._optimiser), **own}, {})
+        state = gathered(checkpoint.optimiser_tensors(self._optimiser), first, self._model)
+        if first:
+            checkpoint.write_tensors(Path(order.state_out), {**state, **own}, {})
 
     @property
     def _summed(self) -> torch.Tensor | None:
@@ -152,7 +167,7 @@ class Round:
 
     def _weights(self) -> np.ndarray | None:
         """Return the weights that the update is told against, where they are here."""
-        path, size = self._order.weights, sum(spec.size for spec in self._signature)
+        path, size = self._order.weights, elements(self._signature)
         return load_vector(Path(path), self._order.signature)[:size] if path is not None else None
 
     def _own(self, kept: Mapping[str, torch.Tensor]) -> np.ndarray:
@@ -166,12 +181,12 @@ class Round:
         return own.numpy()
 
     def _taken(self, batches: Iterable[Batch], at: Start) -> Iterator[Step]:
-        task, model, mesh = self._task, self._model, self._mesh
+        task, spread = self._task, self._spread
         if self._gradient is not None:
             total = self._gradient.numpy()
-            return gradient_steps(task, model, batches, mesh, at, total, self._signature)
+            return gradient_steps(task, spread, batches, at, total, self._signature)
         assert self._optimiser is not None
-        return training_steps(task, model, self._optimiser, batches, mesh, at, self._bends)
+        return training_steps(task, spread, self._optimiser, batches, at, self._bends)
 
     def _identity(self) -> str:
         """Digest of all that the update depends on: the orders without their paths, and the bytes behind the paths."""
@@ -186,20 +201,47 @@ class Round:
 
     def _save(self) -> None:
         """Rank 0 writes a checkpoint when one is due; its peers wait for it in their next sum."""
-        order, now = self._order, time.monotonic()
+        order, now, first = self._order, time.monotonic(), self._mesh.rank == 0
         by_steps = order.checkpoint_steps > 0 and self.step % order.checkpoint_steps == 0
-        if self._path is None or self._mesh.rank or self.step == order.steps or not (by_steps or now >= self._due):
+        if self._path is None or self.step == order.steps or not self._said(first and (by_steps or now >= self._due)):
+            return
+        tensors = gathered(checkpoint.tensors_of(self._model, self._optimiser, None), first, self._model)
+        if (summed := self._summed) is not None:
+            tensors["gradient"] = self._joined(summed)
+        if not first:
             return
         about = {"round": self._identity(), "step": self.step, "examples": self.examples, "loss": self._loss}
         assert self._began is not None, "a round that is saved has taken steps"
         about["spent"] = now - self._began
-        tensors = checkpoint.tensors_of(self._model, self._optimiser, self._summed)
         try:
             checkpoint.write_tensors(self._path, tensors, about)
         except OSError as error:  # the round needs none unless a rank dies, and then does more of itself again
             log.warning("no checkpoint after step %d of the round: %s", self.step, error)
         after = time.monotonic()
         self._due = after + max(order.checkpoint_seconds, _SHARE * (after - now))
+
+    def _joined(self, summed: torch.Tensor) -> torch.Tensor:
+        """Return a sum of gradients with those of all stages of a pipeline, which are zero elsewhere."""
+        if isinstance(self._model, Staged):
+            summed = summed.clone()
+            self._model.add(summed)
+        return summed
+
+    def _keep_own(self, summed: torch.Tensor | None) -> None:
+        """Leave in a sum of gradients only those of this rank's own stages."""
+        if summed is None or not isinstance(self._model, Staged):
+            return
+        start = 0
+        for spec in self._signature:
+            if spec.name in self._model.elsewhere:
+                summed[start : start + spec.size] = 0
+            start += spec.size
+
+    def _said(self, due: bool) -> bool:
+        """Return what rank 0 says, at the ranks that must know: those that have parts of what it writes."""
+        if self._mesh.device is None:
+            return due
+        return bool(self._mesh.sum(torch.tensor([float(due)], dtype=torch.float64)))
 
     def _resume(self) -> None:
         """Go on from the checkpoint if there is one of this very round, and every rank could read it.
@@ -213,10 +255,11 @@ class Round:
         if any(row != [step] for row in self._mesh.gather([step])) or not step:
             return
         try:
-            checkpoint.put_tensors(tensors, self._model, self._optimiser, self._summed)
+            checkpoint.put_tensors(at_this_rank(tensors, self._model), self._model, self._optimiser, self._summed)
         except Corrupt as error:
             log.warning("%s", error)
             return
+        self._keep_own(self._summed)
         self.step, self.examples, self._loss = step, int(about["examples"]), float(about["loss"])
         self._spent = float(about["spent"])
 

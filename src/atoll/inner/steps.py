@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -12,11 +12,14 @@ import torch
 from atoll.errors import TaskFailed
 from atoll.inner import chance
 from atoll.inner.mesh import Mesh
+from atoll.inner.parallelize import Batch, Parallel, pieces
 from atoll.inner.vector import named
+from atoll.inner.whole import whole
 from atoll.spec.model import Signature
 from atoll.spec.task import Task
 
-Batch = Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    from atoll.inner.pipelined import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class Pull:
     def from_here(cls, model: torch.nn.Module, mu: float, personal: Collection[str] = ()) -> "Pull":
         """Return the pull to what the model is now, but for the ``personal`` tensors: no other site's are near."""
         stay = {id(tensor) for tensor in named(model, personal).values()}
-        return cls(mu, tuple((p, p.detach().clone()) for p in model.parameters() if id(p) not in stay))
+        trained = (p for p in model.parameters() if p.requires_grad and id(p) not in stay)
+        return cls(mu, tuple((p, p.detach().clone()) for p in trained))
 
     def apply(self) -> None:
         """Add the term's gradient, mu * (w - start), to gradients that are already there."""
@@ -69,21 +73,20 @@ class Pull:
 
 def training_steps(
     task: Task,
-    model: torch.nn.Module,
+    spread: Parallel,
     optimiser: torch.optim.Optimizer,
     batches: Iterable[Batch],
-    mesh: Mesh,
     at: Start,
     bends: Sequence[Bend] = (),
 ) -> Iterator[Step]:
-    """Take one optimiser step per batch. Each rank gets its own share of the batch, not necessarily an equal one.
+    """Take one optimiser step per batch. Each rank gets a share of the batch, not necessarily an equal one.
 
     Raises `TaskFailed` with the step, counted from 1 over the whole run, when the loss is not a finite scalar.
     """
-    model.train()
+    spread.model.train()
     for number, batch in enumerate(batches, at.first):
         optimiser.zero_grad(set_to_none=True)
-        step = _backward(task, model, batch, mesh, at, number)
+        step = _backward(task, spread, batch, at, number)
         for bend in bends:
             bend.apply()
         optimiser.step()
@@ -92,49 +95,86 @@ def training_steps(
 
 def gradient_steps(
     task: Task,
-    model: torch.nn.Module,
+    spread: Parallel,
     batches: Iterable[Batch],
-    mesh: Mesh,
     at: Start,
     total: np.ndarray,
     signature: Signature,
 ) -> Iterator[Step]:
     """Add each batch's gradient, times its examples, to the flat ``total`` (float64); the weights stay as they are."""
+    model = spread.model
     model.train()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for number, batch in enumerate(batches, at.first):
         model.zero_grad(set_to_none=True)
-        step = _backward(task, model, batch, mesh, at, number)
+        step = _backward(task, spread, batch, at, number)
         start = 0
         for spec in signature:
             gradient = parameters[spec.name].grad if spec.name in parameters else None
             if gradient is not None:  # a buffer has none: it follows the initialising site
-                total[start : start + spec.size] += gradient.reshape(-1).double().numpy() * step.examples
+                total[start : start + spec.size] += whole(gradient).reshape(-1).double().numpy() * step.examples
             start += spec.size
         yield step
 
 
-def _backward(task: Task, model: torch.nn.Module, batch: Batch, mesh: Mesh, at: Start, number: int) -> Step:
+def _backward(task: Task, spread: Parallel, batch: Batch, at: Start, number: int) -> Step:
     """Leave in the parameters the gradient of the mean loss over the whole batch, whatever each rank's share."""
-    step = at.done + number
-    chance.seed_step(at.seed, step, mesh.rank)
+    mesh, step = spread.mesh, at.done + number
+    chance.seed_step(at.seed, step, mesh.share)
     mine = len(next(iter(batch.values())))
-    loss = _checked(_loss(task, model, batch, mesh), step)
-    value = float(loss.detach())
+    # Gradients are averaged over some ranks, so each share is weighted by its examples times those.
+    weight = mine * mesh.averaged
+    if spread.compute.microbatches == 1 and not mesh.has("pipeline"):
+        with spread.numerics():
+            loss = _checked(_loss(task, spread, batch), step)
+        value = float(loss.detach())
+        mean, examples, last = _agreed(mesh, value, mine, batch, at, step)
+        (loss * (weight / examples)).backward()
+    else:
+        shares = mesh.gather([mine, mesh.speaks])
+        value = _in_pieces(task, spread, batch, step, weight / sum(share for share, one in shares if one), shares)
+        mean, examples, last = _agreed(mesh, value, mine, batch, at, step)
+    spread.settle()
+    return Step(number, mean, examples, last)
+
+
+def _in_pieces(
+    task: Task, spread: Parallel, batch: Batch, step: int, weight: float, shares: Sequence[Sequence[float]]
+) -> float:
+    """Leave ``weight`` times the gradient of a share's mean loss, piece by piece; return that mean."""
+    with spread.numerics():
+        if spread.mesh.has("pipeline"):
+            pipeline = cast("Pipeline", spread.model)
+            return pipeline.step(lambda model, piece: _checked(task.loss(model, piece), step), batch, weight)
+    mine, value = len(next(iter(batch.values()))), 0.0
+    # As many at each rank, or one would wait in vain for what another has no piece to do with.
+    wanted = min(spread.compute.microbatches, *(int(share) for share, _ in shares))
+    for number, piece in enumerate(pieces(batch, wanted), 1):
+        spread.hold_back(last=number == wanted)
+        with spread.numerics():
+            loss = _checked(_loss(task, spread, piece), step)
+        of_share = len(next(iter(piece.values()))) / mine
+        value += float(loss.detach()) * of_share
+        (loss * (of_share * weight)).backward()
+    return value
+
+
+def _agreed(mesh: Mesh, value: float, mine: int, batch: Batch, at: Start, step: int) -> tuple[float, int, bool]:
+    """Return the mean loss of all shares, their examples, and whether time is up, for all ranks."""
     # Rank 0's clock decides, and all hear of it with the loss: they stop at the same step for no sum more.
     late = mesh.rank == 0 and at.until is not None and time.monotonic() >= at.until
-    sums = mesh.sum(torch.tensor([value * mine, mine, late], dtype=torch.float64))
+    said = [value * mine, mine] if mesh.speaks else [0.0, 0.0]
+    sums = mesh.sum(torch.tensor([*said, late], dtype=torch.float64))
     examples = int(sums[1])
     mean = float(sums[0]) / examples
     if not math.isfinite(mean):  # of any rank: all of them stop at the same step
         raise TaskFailed(_not_finite(mesh, value, batch, step))
-    # Gradients are averaged over ranks, so each rank's share is weighted by its examples times the ranks.
-    (loss * (mine * mesh.ranks / examples)).backward()
-    return Step(number, mean, examples, last=bool(sums[2]))
+    return mean, examples, bool(sums[2])
 
 
-def _loss(task: Task, model: torch.nn.Module, batch: Batch, mesh: Mesh) -> object:
-    if mesh.ranks == 1:
+def _loss(task: Task, spread: Parallel, batch: Batch) -> object:
+    model = spread.model
+    if spread.mesh.ranks == 1:
         return task.loss(model, batch)
     called: list[bool] = []
     hook = model.register_forward_pre_hook(lambda *_: called.append(True))

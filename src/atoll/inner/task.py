@@ -19,6 +19,7 @@ from typing import Literal, TypeGuard
 from atoll.errors import AtollError, TaskFailed
 from atoll.spec.document import near_miss, sha256
 from atoll.spec.message import TaskName
+from atoll.spec.pretrained import Pretrained
 from atoll.spec.task import ArraysTask, Task
 
 Doing = Literal["hold", "train", "evaluate", "predict"]
@@ -30,6 +31,7 @@ _OF_MODULES: dict[Doing, tuple[str, ...]] = {
     "predict": ("predict",),
 }
 _OF_ARRAYS: dict[Doing, tuple[str, ...]] = {**_OF_MODULES, "hold": ("arrays", "examples"), "train": ("fit",)}
+_PRETRAINED = "pretrained"  # the argument by which a class takes the files that its job names
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.py")
 
 
@@ -38,8 +40,10 @@ def hands_arrays(task: object) -> TypeGuard[ArraysTask]:
     return callable(getattr(task, "arrays", None)) and callable(getattr(task, "fit", None))
 
 
-def load_task(bundle: Path, task: TaskName, *also: Doing) -> Task | ArraysTask:
+def load_task(bundle: Path, task: TaskName, *also: Doing, pretrained: Pretrained | None = None) -> Task | ArraysTask:
     """Import ``task.file`` from the folder ``bundle`` and make ``task.name(**task.params)``.
+
+    Where the task names ``pretrained`` files, the class is given them by that word.
 
     The folder's other ``.py`` files can be imported while that happens, by their plain names. Raises `TaskFailed`
     when the file does not import, the class is missing or lacks a method to hold a model or do what is asked ``also``,
@@ -49,9 +53,9 @@ def load_task(bundle: Path, task: TaskName, *also: Doing) -> Task | ArraysTask:
     with _siblings(bundle):
         module = _run(bundle, path)
         kind = _class_in(module, task)
-        _check_params(kind, task)
+        given = _given(kind, task, pretrained)
         try:
-            made = kind(**task.params)
+            made = kind(**given)
         except (Exception, SystemExit) as error:
             raise task_failure(error, bundle, f"{task.file}: {task.name}(...)") from error
     require(made, task, "hold", *also)
@@ -120,18 +124,31 @@ def _class_in(module: ModuleType, task: TaskName) -> type:
     raise TaskFailed(f"{task.file}: there is no class {task.name!r}{near_miss(task.name, own)}")
 
 
-def _check_params(kind: type, task: TaskName) -> None:
+def _given(kind: type, task: TaskName, pretrained: Pretrained | None) -> dict[str, object]:
+    """Return the arguments of the class; raise `TaskFailed` for those that it does not take."""
+    given = dict[str, object](task.params)
+    if task.pretrained is not None:
+        assert pretrained is not None, "whoever loads a task has looked for the files that it names"
+        if _PRETRAINED in given:
+            raise TaskFailed(f"task.params.{_PRETRAINED}: is what task.pretrained gives; remove it from the params")
+        given[_PRETRAINED] = pretrained
+    _check_params(kind, task, given)
+    return given
+
+
+def _check_params(kind: type, task: TaskName, given: dict[str, object]) -> None:
     try:
         signature = inspect.signature(kind)
     except (ValueError, TypeError):  # a class made in C tells nothing; the call itself will
         return
     takes = signature.parameters
-    for name in task.params:
+    for name in given:
         if name not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
             known = near_miss(name, list(takes)) if takes else "; it takes none"
-            raise TaskFailed(f"task.params.{name}: {task.name} has no such argument{known}")
+            field = f"task.{name}" if name == _PRETRAINED else f"task.params.{name}"
+            raise TaskFailed(f"{field}: {task.name} has no such argument{known}")
     try:
-        signature.bind(**task.params)
+        signature.bind(**given)
     except TypeError as error:
         raise TaskFailed(f"task.params: {task.name}: {error}; set it under task.params") from None
 

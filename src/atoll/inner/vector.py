@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from atoll.errors import Corrupt, TaskFailed
-from atoll.spec.model import Signature, TensorSpec
+from atoll.inner.whole import Staged, put, whole
+from atoll.spec.model import Signature, TensorSpec, elements
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NORMS += (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -27,11 +28,15 @@ def signature_of(module: nn.Module) -> Signature:
 def read_vector(module: nn.Module, signature: Signature, personal: Collection[str] = ()) -> np.ndarray:
     """Copy the module's tensors, but for the ``personal`` ones, into a new float32 vector of ``(sum of sizes,)``."""
     tensors = _matched(module, signature, personal)
-    vector = np.empty(sum(spec.size for spec in signature), dtype=np.float32)
+    vector = np.empty(elements(signature), dtype=np.float32)
+    staged = module if isinstance(module, Staged) else None
     start = 0
     for spec in signature:
         part = torch.from_numpy(vector[start : start + spec.size])
-        part.copy_(tensors[spec.name].detach().reshape(-1))
+        if spec.name in tensors:
+            part.copy_(whole(tensors[spec.name]).reshape(-1))
+        if staged is not None:
+            staged.tell(spec.name, part)
         start += spec.size
     return vector
 
@@ -43,7 +48,7 @@ def write_vector(module: nn.Module, signature: Signature, vector: np.ndarray, pe
     zero, as rounding on the way may leave one, becomes zero: the root of any other would be no number.
     """
     tensors = _matched(module, signature, personal)
-    total = sum(spec.size for spec in signature)
+    total = elements(signature)
     if vector.shape != (total,) or vector.dtype != np.float32:
         raise TaskFailed(f"weights: {vector.dtype} of shape {vector.shape} where the model has {total} float32 numbers")
     if not vector.flags.writeable:
@@ -52,7 +57,8 @@ def write_vector(module: nn.Module, signature: Signature, vector: np.ndarray, pe
     with torch.no_grad():
         for spec in signature:
             part = torch.from_numpy(vector[start : start + spec.size])
-            tensors[spec.name].copy_(part.reshape(spec.shape))
+            if spec.name in tensors:
+                put(tensors[spec.name], part.reshape(spec.shape))
             start += spec.size
         for part in module.modules():
             if isinstance(part, _NORMS) and part.running_var is not None:
@@ -87,7 +93,7 @@ def save_vector(vector: np.ndarray, path: Path) -> None:
 def load_vector(path: Path, signature: Signature) -> np.ndarray:
     """Read a vector of this signature; raise `Corrupt` when the file has another count of numbers."""
     vector = np.fromfile(path, dtype=np.float32)
-    total = sum(spec.size for spec in signature)
+    total = elements(signature)
     if len(vector) != total:
         raise Corrupt(f"weights: {len(vector)} numbers where the signature has {total}; fetch them again")
     return vector
@@ -96,7 +102,7 @@ def load_vector(path: Path, signature: Signature) -> np.ndarray:
 def at_rest(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the tensors that never travel, by name."""
     travelling = {id(tensor) for tensor in _tensors(module).values()}
-    return {name: tensor.detach().clone() for name, tensor in _named(module).items() if id(tensor) not in travelling}
+    return {name: tensor.detach().clone() for name, tensor in varying(module).items() if id(tensor) not in travelling}
 
 
 def put_back(module: nn.Module, rest: Mapping[str, torch.Tensor]) -> None:
@@ -110,6 +116,15 @@ def put_back(module: nn.Module, rest: Mapping[str, torch.Tensor]) -> None:
 def named(module: nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
     """Return those of the tensors that can travel which have these names, themselves and not copies."""
     return {name: tensor for name, tensor in _tensors(module).items() if name in names}
+
+
+def varying(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers by name, themselves, but for constants: frozen parameters that the module keeps
+    out of its state, as a large model's below a small adapter. Nobody copies them, keeps them or writes to them."""
+    state = {id(value) for value in module.state_dict(keep_vars=True).values()}
+    parameters = dict(module.named_parameters()).items()
+    kept = {name: parameter for name, parameter in parameters if parameter.requires_grad or id(parameter) in state}
+    return {**kept, **dict(module.named_buffers())}
 
 
 def _named(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -128,5 +143,7 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _matched(module: nn.Module, signature: Signature, personal: Collection[str]) -> dict[str, torch.Tensor]:
     tensors = {name: tensor for name, tensor in _tensors(module).items() if name not in personal}
-    check_same([(name, tuple(tensor.shape)) for name, tensor in tensors.items()], signature)
+    there = module.elsewhere if isinstance(module, Staged) else frozenset[str]()
+    expected = tuple(spec for spec in signature if spec.name not in there)
+    check_same([(name, tuple(tensor.shape)) for name, tensor in tensors.items()], expected)
     return tensors

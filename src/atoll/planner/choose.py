@@ -128,7 +128,7 @@ def _inability(job: TrainJob, fleet: Fleet, name: str, profile: Profile | None) 
         return "it did not measure the task; see its log and try again"
     site = fleet.site(name)
     smallest = min((device.memory_bytes for device in largest_node(site)), default=0) if site else 0
-    needed = rank_memory(profile, job.optimiser, job.sync is not None and job.sync.control)
+    needed = rank_memory(profile, job.optimiser, job.sync is not None and job.sync.control, job.layout or Layout())
     if needed <= smallest:
         return None
     return f"a rank needs {volume(needed)} and its device has {volume(smallest)}; use a smaller model or batch"

@@ -33,6 +33,7 @@ from atoll.spec.fleet import Dataset, Device, Fleet, Link, Profile, Site
 from atoll.spec.job import Optimiser, TrainJob
 from atoll.spec.plan import Layout, Price, Sync, Transform
 
+_WHOLE = Layout()
 FLOAT_BYTES = 4
 INT8_BLOCK = 1024  # parameters that share one float32 scale
 INT4_BLOCK = 64  # parameters that share one bfloat16 scale
@@ -128,9 +129,10 @@ def step_memory(parameters: int, optimiser: Optimiser) -> int:
     return FLOAT_BYTES * parameters * (2 + moments)
 
 
-def rank_memory(profile: Profile, optimiser: Optimiser, control: bool = False) -> int:
-    """Bytes a rank of a data layout needs, for each holds the whole model; what was measured includes the step's."""
-    held = max(profile.memory_bytes, step_memory(profile.parameters, optimiser))
+def rank_memory(profile: Profile, optimiser: Optimiser, control: bool = False, layout: Layout = _WHOLE) -> int:
+    """Bytes a rank needs: of a data layout each holds the whole model; what was measured includes the step's."""
+    parts = layout.shard * layout.tensor * layout.pipeline
+    held = max(profile.memory_bytes, math.ceil(step_memory(profile.parameters, optimiser) / parts))
     # The round's start and the delta; both control variates, their difference, and gradients summed in float64.
     return held + (2 + 5 * control) * FLOAT_BYTES * profile.parameters
 
@@ -154,7 +156,7 @@ def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
         compute_seconds=compute,
         transfer_seconds=transfer,
         bytes=trips * count * size + FLOAT_BYTES * parameters,
-        memory_bytes=max(rank_memory(place.profile, job.optimiser, sync.control) for place in at),
+        memory_bytes=max(rank_memory(place.profile, job.optimiser, sync.control, place.layout) for place in at),
     )
 
 

@@ -10,16 +10,33 @@ from atoll.spec.model import Patterns
 
 
 class Layout(Document):
-    """How one site computes: the degrees of its device mesh. Their product is the number of ranks."""
+    """How one site computes: the degrees of its device mesh. Their product is the number of ranks.
+
+    data: whole models, each with its share of a batch. shard: shares of a batch, too, but each rank keeps a part of
+    every tensor only. tensor: matrices cut within a layer. pipeline: layers in stages. context: positions of a
+    sequence. expert: a mixture's experts, which tokens travel to; here, too, each rank has its share of a batch.
+    """
 
     data: PositiveInt = 1
-    shard: Literal[1] = 1  # FSDP, tensor and pipeline degrees have their place; the inner plane takes 1 today
-    tensor: Literal[1] = 1
-    pipeline: Literal[1] = 1
+    shard: PositiveInt = 1
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    context: PositiveInt = 1
+    expert: PositiveInt = 1
 
     @property
     def ranks(self) -> int:
-        return self.data * self.shard * self.tensor * self.pipeline
+        return self.shares * self.tensor * self.pipeline * self.context
+
+    @property
+    def shares(self) -> int:
+        """Into how many shares a batch is cut: the ranks of a share see the same examples."""
+        return self.data * self.shard * self.expert
+
+    @property
+    def plain(self) -> bool:
+        """Whether each rank holds the whole model, which is all that data parallelism asks of one."""
+        return self.ranks == self.data
 
 
 class Outer(Document):
@@ -110,7 +127,8 @@ class Wait(Document):
     buffer: `count` updates, from whoever sends them first (asynchronous, FedBuff); an update that is s versions
     old weighs 1/(1+s)**`staleness`. A round that `patience` seconds could not settle fails the run.
     Under quorum and buffer the stages around the rounds go on after `deadline`, too: statistics with `count` sites, the
-    first weights with another site's, metrics with one site; the result names who did not answer.
+    first weights with another site's, metrics with one site; the result names who did not answer. A site whose task
+    fails sits the stage out, and the run fails once fewer than `count` are left.
     """
 
     kind: Literal["all", "quorum", "buffer"] = "all"

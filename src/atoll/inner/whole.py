@@ -1,0 +1,92 @@
+"""Tensors of which each rank has a part, and the same tensors whole: what travels between sites and lies in files.
+
+All ranks that have parts of a tensor call these together, in the same order.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+
+_OPTIMISER, _MODEL = "optimiser.", "model."  # before names in files that hold both
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A model of which this rank has some tensors, whole or in part, and others are at other ranks."""
+
+    elsewhere: frozenset[str]
+    numbers: tuple[int, ...]  # of the parameters that are trained here, among all that are: as an optimiser counts them
+
+    def tell(self, name: str, value: torch.Tensor) -> None:
+        """Give a tensor's value to all ranks from the one that has it, in place."""
+        ...
+
+    def add(self, values: torch.Tensor) -> None:
+        """Sum values over the stages, in place."""
+        ...
+
+    def collect(self, mine: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+        """Return all stages' tensors by name, whole, at the ranks that ``keep`` them; each stage has its own names."""
+        ...
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's whole value; of one that lies here anyway, itself. Not for gradients to flow through."""
+    # Asked of the tensor, because importing the type takes a second, and most processes never see one.
+    join = getattr(tensor.detach(), "full_tensor", None)
+    return cast("torch.Tensor", join()) if join is not None else tensor.detach()
+
+
+def put(place: torch.Tensor, value: torch.Tensor) -> None:
+    """Write a whole value into a tensor, each rank its own part, whatever its device and precision."""
+    with torch.no_grad():
+        place.copy_(part(value.to(place.dtype), place))
+
+
+def part(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a whole value in parts as another tensor is; where that one is whole, itself. Nothing is sent."""
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    cut = cast("DTensor", like)
+    return distribute_tensor(value, cut.device_mesh, cut.placements, src_data_rank=None)
+
+
+def gathered(tensors: Mapping[str, torch.Tensor], keep: bool, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a model's tensors whole, one after the other, at the ranks that ``keep`` them.
+
+    Names are those of `checkpoint.tensors_of`, and become what they are at one rank that has the whole model.
+    """
+    if isinstance(model, Staged):
+        return model.collect({_renamed(name, model.numbers): tensor for name, tensor in tensors.items()}, keep)
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if keep:
+            found[name] = value
+    return found
+
+
+def at_this_rank(found: Mapping[str, torch.Tensor], model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
+    """Return what of `gathered` tensors this rank has a part of, under the names that they have here."""
+    if not isinstance(model, Staged):
+        return found
+    here = {number: place for place, number in enumerate(model.numbers)}
+    made: dict[str, torch.Tensor] = {}
+    for name, tensor in found.items():
+        number = name.removeprefix(_OPTIMISER).partition(".")[0]
+        if name.startswith(_OPTIMISER) and number.isdecimal():
+            if int(number) in here:
+                made[_renamed(name, here)] = tensor
+        elif name.removeprefix(_MODEL) not in model.elsewhere:
+            made[name] = tensor
+    return made
+
+
+def _renamed(name: str, numbers: Mapping[int, int] | tuple[int, ...]) -> str:
+    if not name.startswith(_OPTIMISER):
+        return name
+    number, _, rest = name.removeprefix(_OPTIMISER).partition(".")
+    return f"{_OPTIMISER}{numbers[int(number)]}.{rest}"

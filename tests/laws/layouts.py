@@ -1,0 +1,182 @@
+"""Ranks that stay, and take the same four steps under one layout after another."""
+
+import math
+import multiprocessing
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from atoll.inner.gradients import clip
+from atoll.inner.made import make_model
+from atoll.inner.mesh import Mesh, join, laid_out
+from atoll.inner.optimiser import make
+from atoll.inner.parallelize import parallelize
+from atoll.inner.steps import Start, training_steps
+from atoll.spec.compute import Compute
+from atoll.spec.job import Optimiser
+from atoll.spec.plan import Layout
+from atoll.tasks.gpt import GPT, Shape
+
+STEPS = 4
+LENGTH = 16
+_DENSE = Shape(vocabulary=64, width=32, layers=4, heads=4, length=LENGTH)
+
+
+_ALONE, _PLAIN = Layout(), Compute()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is computed; the data and the seed are always the same."""
+
+    layout: Layout = _ALONE
+    compute: Compute = _PLAIN
+    model: str = "dense"
+    batch: int = 8
+
+    def alone(self):
+        return replace(self, layout=Layout(), compute=Compute(clip=self.compute.clip))
+
+
+class Any(nn.Module):
+    """A model with no plan: blocks of two kinds, a tied matrix, a list that is not of blocks, an unused parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(64, 24)
+        self.layers = nn.ModuleList(
+            [nn.GRU(24, 24, batch_first=True), nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24))]
+        )
+        self.parts = nn.ModuleList([nn.ModuleList([nn.Linear(24, 7)]), nn.ModuleList([nn.Linear(7, 24)])])
+        self.head = nn.Linear(24, 64)
+        self.head.weight = self.embed.weight
+        self.scale = nn.Parameter(torch.ones(()))
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        x = x + self.layers[0](x)[0]
+        x = x + self.layers[1](x) * self.scale
+        for inner in self.parts:
+            for layer in inner:
+                x = layer(x).tanh()
+        return self.head(x)
+
+
+def _causal(kind, **more):
+    import transformers
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False, **more}
+    return getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes))
+
+
+_MODELS = {
+    "llama": lambda: _causal("Llama"),
+    "tied llama": lambda: _causal("Llama", tie_word_embeddings=True),
+    "qwen": lambda: _causal("Qwen3"),
+    "dense": lambda: GPT(_DENSE),
+    "sparse": lambda: GPT(replace(_DENSE, experts=4)),
+    "three heads": lambda: GPT(replace(_DENSE, width=33, heads=3)),
+    "any": Any,
+    "own way": Any,
+}
+
+
+def _own_way(model, mesh):
+    """Cut what a plan cannot know of: the two matrices of a Sequential."""
+    parallelize_module(model.layers[1], mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+class Words:
+    """Predicts the next of made-up tokens, which follow a rule with a few exceptions."""
+
+    def __init__(self, model):
+        self.model = _MODELS[model]
+        if model == "own way":
+            self.parallelize = _own_way
+
+    def loss(self, model, batch):
+        answer = model(batch["tokens"][:, :-1])
+        answer = getattr(answer, "logits", answer)  # what a model of transformers gives
+        return torch.nn.functional.cross_entropy(answer.flatten(0, 1).float(), batch["tokens"][:, 1:].flatten())
+
+
+def batches(size, share, shares):
+    made = torch.Generator().manual_seed(7)
+    for _ in range(STEPS):
+        first = torch.randint(0, 64, (size, 1), generator=made)
+        tokens = (first + 5 * torch.arange(LENGTH + 1)) % 64
+        tokens = torch.where(torch.rand(tokens.shape, generator=made) < 0.1, 3, tokens)
+        yield {"tokens": tokens.tensor_split(shares)[share]}
+
+
+def learn(met, case):
+    """Return the losses of four AdamW steps, and the norm of the last one's gradient: AdamW forgives a wrong scale."""
+    mesh = laid_out(met, case.layout)
+    task = Words(case.model)
+    spread = parallelize(make_model(task, 0), mesh, case.compute, getattr(task, "parallelize", None))
+    adamw = make(Optimiser(kind="adamw", rate=0.01), spread.model.parameters())
+    steps = training_steps(task, spread, adamw, batches(case.batch, mesh.share, mesh.shares), Start(seed=0))
+    return [step.loss for step in steps], clip(mesh, spread.model.parameters(), math.inf)
+
+
+def learn_alone(case):
+    return learn(Mesh(), case.alone())
+
+
+class Ranks:
+    """Processes that meet once, as many as there are ranks."""
+
+    def __init__(self, folder: Path, count):
+        made = multiprocessing.get_context("forkserver")
+        made.set_forkserver_preload(
+            ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.pipelining", __name__]
+        )
+        self._ends, self._processes = [], []
+        for rank in range(count):
+            ours, theirs = made.Pipe()
+            process = made.Process(target=_serve, args=(theirs, folder / "meeting", rank, count), daemon=True)
+            process.start()
+            theirs.close()
+            self._ends.append(ours)
+            self._processes.append(process)
+
+    def learn(self, case, within=60):
+        """Return what the ranks have learned, all of them the same, or raise what the first of them says is wrong."""
+        for end in self._ends:
+            end.send(case)
+        said = []
+        for end in self._ends:
+            assert end.poll(within), f"{case} takes too long"
+            said.append(end.recv())
+        wrong = [words for words in said if isinstance(words, str)]
+        assert not wrong, wrong[0]
+        assert all(one == said[0] for one in said)
+        return said[0]
+
+    def close(self):
+        for end in self._ends:
+            end.close()
+        for process in self._processes:
+            process.join(5)
+            process.kill()
+
+
+def _serve(end, meeting, rank, count):
+    torch.set_num_threads(1)
+    met = join(rank, count, meeting)
+    while True:
+        try:
+            case = end.recv()
+        except EOFError:
+            return
+        try:
+            said = learn(met, case)
+        except Exception:  # noqa: BLE001 - another process is to hear of it
+            said = traceback.format_exc()
+        end.send(said)

@@ -1,0 +1,100 @@
+"""The law of layouts: however a model is spread over ranks, it learns what one process learns."""
+
+import functools
+import itertools
+from importlib.util import find_spec
+
+import pytest
+
+from atoll.spec.compute import Compute
+from atoll.spec.plan import Layout
+from tests.laws.layouts import Case, Ranks, learn_alone
+
+AXES = ("data", "shard", "tensor", "pipeline", "context", "expert")
+SINGLE = [{axis: ranks} for axis in AXES for ranks in (2, 4)]
+PRODUCTS = [{one: 2, other: 2} for one, other in itertools.combinations(AXES, 2)]
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    made = {count: Ranks(tmp_path_factory.mktemp("layouts"), count) for count in (2, 4)}
+    yield made
+    for ranks in made.values():
+        ranks.close()
+
+
+alone = functools.cache(learn_alone)
+
+
+def equal(groups, case, within=1e-5, seconds=60):
+    """Hold a case against one process; return whether both learned."""
+    losses, norm = groups[case.layout.ranks].learn(case, seconds)
+    expected, whole = alone(case.alone())
+    assert losses == pytest.approx(expected, abs=within)
+    assert norm == pytest.approx(whole, rel=max(10 * within, 1e-4))
+    return losses[-1] < losses[0] - 0.1
+
+
+def named(given):
+    return "-".join(f"{key}={value}" for key, value in given.items())
+
+
+@pytest.mark.parametrize("degrees", [*SINGLE, *PRODUCTS], ids=named)
+def test_a_layout_has_the_losses_of_one_process_over_four_adamw_steps(groups, degrees):
+    assert equal(groups, Case(Layout(**degrees), model="sparse" if "expert" in degrees else "dense"))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "interleaved", "zero_bubble"])
+def test_every_pipeline_schedule_has_the_losses_of_one_process(groups, schedule):
+    assert equal(groups, Case(Layout(pipeline=2), Compute(schedule=schedule, microbatches=4)))
+
+
+@pytest.mark.parametrize("degrees", [{"data": 2}, {"shard": 2}, {"expert": 2}, {"data": 2, "context": 2}], ids=named)
+def test_a_batch_in_unequal_shares_and_pieces_counts_each_example_once(groups, degrees):
+    model = "sparse" if "expert" in degrees else "dense"
+    assert equal(groups, Case(Layout(**degrees), Compute(microbatches=3), model, batch=7))
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_gradient_is_clipped_by_the_norm_of_the_whole_model(groups, axis):
+    model = "sparse" if axis == "expert" else "dense"
+    assert equal(groups, Case(Layout(**{axis: 2}), Compute(clip=0.05), model))
+
+
+@pytest.mark.parametrize("degrees", [{"shard": 2}, {"tensor": 2}, {"pipeline": 2}, {"expert": 2}], ids=named)
+def test_activations_that_are_computed_anew_change_nothing(groups, degrees):
+    model = "sparse" if "expert" in degrees else "dense"
+    assert equal(groups, Case(Layout(**degrees), Compute(checkpointing=True), model))
+
+
+@pytest.mark.parametrize("degrees", [{"shard": 2}, {"shard": 4}, {"data": 2, "shard": 2}], ids=named)
+def test_a_module_without_a_plan_is_sharded_as_it_is(groups, degrees):
+    assert equal(groups, Case(Layout(**degrees), model="any"))
+
+
+@pytest.mark.parametrize("degrees", [{"tensor": 2}, {"shard": 2, "tensor": 2}], ids=named)
+def test_a_task_spreads_its_model_in_its_own_way(groups, degrees):
+    assert equal(groups, Case(Layout(**degrees), model="own way"))
+
+
+def test_context_gathers_keys_and_values_where_it_does_not_divide_the_heads(groups):
+    assert equal(groups, Case(Layout(context=2), model="three heads"))
+
+
+@pytest.mark.parametrize("axis", ["data", "shard", "tensor", "pipeline", "context"])
+def test_bfloat16_learns_as_float32_does_but_for_its_rounding(groups, axis):
+    assert equal(groups, Case(Layout(**{axis: 2}), Compute(precision="bfloat16")), within=0.05)
+
+
+@pytest.mark.skipif(not find_spec("transformers"), reason="the extra `causal` is not installed here")
+@pytest.mark.parametrize("degrees", [{"tensor": 2}, {"shard": 2}, {"shard": 2, "tensor": 2}], ids=named)
+@pytest.mark.parametrize("model", ["llama", "tied llama", "qwen"])
+def test_a_model_of_transformers_follows_its_own_plan(groups, model, degrees):
+    assert equal(groups, Case(Layout(**degrees), model=model))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("degrees", [{"data": 2}, {"shard": 2}, {"tensor": 2}], ids=named)
+def test_compiled_blocks_have_the_losses_of_one_process(groups, degrees):
+    assert equal(groups, Case(Layout(**degrees), Compute(compile=True)), seconds=300)
