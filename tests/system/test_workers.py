@@ -1,4 +1,7 @@
-"""Worker processes that die, stop, or run code that would meddle: every order ends in its time, and nobody is left."""
+"""Worker processes that die, stop, or run code that would meddle: every order ends in its time, and nobody is left.
+
+The same of each executor: processes of this machine, and Ray actors where Ray is installed.
+"""
 
 import os
 import re
@@ -12,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from atoll.errors import TaskFailed, Unavailable
+from atoll.runtime.actors import RayExecutor
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
+from atoll.spec.fleet import Executor
 from atoll.spec.job import Data, Optimiser
 from atoll.spec.message import TaskName
 from atoll.spec.model import TensorSpec
@@ -33,7 +38,7 @@ from torch import nn
 
 from atoll import Mean
 
-HERE = Path(__file__).parent
+HERE = Path({folder!r})  # not beside this file: a node of a cluster has its own copy
 
 
 def told(fault):
@@ -90,18 +95,19 @@ class Fit:
 class Site:
     """A bundle with faults to switch on, and the group that runs it."""
 
-    def __init__(self, folder, ranks):
-        self.folder, self.ranks = folder, ranks
-        (folder / "task.py").write_text(TASK)
+    def __init__(self, folder, ranks, executor):
+        self.folder, self.ranks, self.executor = folder, ranks, executor
+        (folder / "code").mkdir()
+        (folder / "code" / "task.py").write_text(TASK.replace("{folder!r}", repr(str(folder))))
         pq.write_table(pa.table({"x": np.arange(32, dtype=np.float32)}), folder / "rows.parquet")
         self.start()
 
     def start(self):
         self.closed = False
-        self.group = LocalExecutor().start(Layout(data=self.ranks), self.folder / "group")
+        self.group = self.executor.start(Layout(data=self.ranks), self.folder / "group")
         opened = orders.Open(
             fingerprint="sha256:" + 64 * "0",
-            bundle=str(self.folder),
+            bundle=str(self.folder / "code"),
             task=TaskName(file="task.py", name="Fit"),
             path=str(self.folder / "rows.parquet"),
             format="parquet",
@@ -144,9 +150,14 @@ class Site:
         assert not list((self.folder / "group").glob("meeting-*"))
 
 
+@pytest.fixture(scope="module", params=["local", "ray"])
+def executor(request):
+    return LocalExecutor() if request.param == "local" else request.getfixturevalue("ray_cluster")
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    site = Site(tmp_path_factory.mktemp("two"), 2)
+def pair(tmp_path_factory, executor):
+    site = Site(tmp_path_factory.mktemp("two"), 2, executor)
     yield site
     site.close()
 
@@ -159,8 +170,8 @@ def two(pair):
 
 
 @pytest.fixture
-def one(tmp_path):
-    site = Site(tmp_path, 1)
+def one(tmp_path, executor):
+    site = Site(tmp_path, 1, executor)
     yield site
     site.close()
 
@@ -225,6 +236,19 @@ def test_a_rank_is_missed_though_a_process_it_started_lives_on(one):
     one.group.close()
     (child,) = one.folder.glob("child-*")
     os.kill(int(child.name.removeprefix("child-")), signal.SIGKILL)
+
+
+def test_a_cluster_is_joined_by_its_address_and_token(ray_cluster, tmp_path, monkeypatch):
+    driver = ray_cluster._running()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", driver.environment["RAY_AUTH_TOKEN"])
+    choice = Executor(kind="ray", address=driver.ready()["address"], cpus=2)
+    guest = RayExecutor(choice, 1, tmp_path / "guest")
+    assert [len(node.devices) for node in guest.nodes()] == [2], "of four processors"
+    site = Site(tmp_path, 1, guest)
+    assert site.train().examples == 12
+    site.close()
+    guest.close()
+    assert ray_cluster.nodes(), "who started it still has it"
 
 
 def test_closing_ends_the_order_under_way(one):

@@ -1,4 +1,4 @@
-"""The seam that starts the ranks of a layout and reports what becomes of them; `atoll.runtime.local` is one form."""
+"""The seam that starts the ranks of a layout and reports what becomes of them: `local` and `actors` are its forms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,4 +29,8 @@ class Group(Protocol):
 class Executor(Protocol):
     def start(self, layout: Layout, folder: Path) -> Group:
         """Start a layout's ranks with ``folder`` for their logs. Returns before they are ready for work."""
+        ...
+
+    def close(self) -> None:
+        """End what it holds besides its groups, which are closed before."""
         ...

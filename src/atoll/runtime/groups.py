@@ -43,3 +43,4 @@ class Groups:
             idle, self._idle = self._idle, None
         if idle is not None:
             idle[1].close()
+        self._executor.close()

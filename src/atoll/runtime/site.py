@@ -21,10 +21,11 @@ from atoll.errors import AtollError, Invalid, NotFound, Unavailable
 from atoll.policy.defaults import SITE_POLICY
 from atoll.policy.rules import Rules
 from atoll.runtime import faults
+from atoll.runtime.actors import RayExecutor
 from atoll.runtime.agent import Agent
 from atoll.runtime.local import LocalExecutor
 from atoll.spec.document import parse, read_yaml, write_yaml
-from atoll.spec.fleet import Device, Node, Site
+from atoll.spec.fleet import Device, Node, Site, SiteFile
 from atoll.spec.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,20 @@ def read(home: Path, sharers: int = 1) -> Site:
 
     ``sharers`` sites on one machine have a part of its processors each; a plan must not count them more than once.
     """
+    site = _document(home)
+    return _on(site, (this_machine(sharers),))
+
+
+def _document(home: Path) -> SiteFile:
     path = home / "site.yaml"
     if not path.exists():
         raise NotFound(f"{home}: no site lives here; make one with: atoll site add NAME")
-    data = read_yaml(path)
-    site = parse(Site, data, str(path))
-    if isinstance(data, dict) and "nodes" in data:
-        return site
-    return site.model_copy(update={"nodes": (this_machine(sharers),)})
+    return parse(SiteFile, read_yaml(path), str(path))
+
+
+def _on(site: SiteFile, nodes: tuple[Node, ...]) -> Site:
+    """Return what is told of a site with these nodes, unless its owner named others."""
+    return site.told if "nodes" in site.model_fields_set else site.told.model_copy(update={"nodes": nodes})
 
 
 def this_machine(sharers: int = 1) -> Node:
@@ -73,8 +80,19 @@ def this_machine(sharers: int = 1) -> Node:
 
 
 def agent(home: Path, sharers: int = 1) -> Agent:
-    """Return an agent for the site in ``home``, ready to serve."""
-    return Agent(read(home, sharers), home, LocalExecutor())
+    """Return an agent for the site in ``home``, ready to serve. Raises `Unavailable` when Ray cannot be had."""
+    site, here = _document(home), (this_machine(sharers),)
+    if site.executor.kind == "local":
+        return Agent(_on(site, here), home, LocalExecutor())
+    devices = sum(len(node.devices) for node in _on(site, here).nodes)
+    executor = RayExecutor(site.executor, devices, home / "workers")
+    try:
+        # Of a cluster that runs already its nodes are asked; Ray's own start is not waited for.
+        nodes = here if site.executor.address == "local" else executor.nodes()
+        return Agent(_on(site, nodes), home, executor)
+    except BaseException:
+        executor.close()
+        raise
 
 
 def join(home: Path, token: str) -> None:

@@ -1,9 +1,17 @@
 """What exists: sites, their machines and datasets, and the links between them, as measured."""
 
 from ipaddress import ip_address
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from atoll.spec.document import Digest, Document, Name
 
@@ -42,6 +50,33 @@ class Site(Document):
 
     def dataset(self, name: str) -> Dataset | None:
         return next((dataset for dataset in self.datasets if dataset.name == name), None)
+
+
+class Executor(Document):
+    """What starts a site's ranks: processes of its machine, or Ray actors on a cluster of its owner."""
+
+    kind: Literal["local", "ray"] = Field(default="local", examples=["ray"])
+    # HOST:PORT of Ray's head; local: one that the site starts
+    address: str = Field(default="local", pattern=r"^(local|[^/\s]+:\d{1,5})$", examples=["10.0.0.7:6379"])
+    cpus: PositiveFloat = 1.0  # that a rank takes of a Ray node
+    gpus: NonNegativeFloat = 0.0
+    labels: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]] = {}  # of its nodes
+
+    @model_validator(mode="after")
+    def _only_ray_has_settings(self) -> Self:
+        if self.kind == "local" and self.model_fields_set - {"kind"}:
+            raise ValueError("address, cpus, gpus and labels are Ray's; add kind: ray, or remove them")
+        return self
+
+
+class SiteFile(Site):
+    """A site's own document. How it starts its ranks is told to nobody."""
+
+    executor: Executor = Executor()
+
+    @property
+    def told(self) -> Site:
+        return Site.model_validate(self.model_dump(exclude={"executor"}, exclude_unset=True))
 
 
 class Link(Document):
