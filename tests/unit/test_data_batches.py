@@ -1,8 +1,5 @@
 """Sampling is a function of (seed, epoch, position): nothing else may change it."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,9 +86,3 @@ def test_a_batch_from_nothing_is_refused(arguments, words):
 def test_a_share_that_is_none_is_refused(holdout):
     with pytest.raises(Invalid, match="holdout"):
         split(10, holdout, 0)
-
-
-def test_batches_need_only_numpy():
-    code = "import sys, atoll.data.batches; print([m for m in ('pyarrow', 'duckdb', 'torch') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

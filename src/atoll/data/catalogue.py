@@ -1,4 +1,4 @@
-"""A site's own list of datasets: where each file lies, which stays at the site, and what may be told about it."""
+"""A site's own list of datasets, and of pretrained models: where each lies, which stays there, and what may be told."""
 
 import fcntl
 import hashlib
@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from atoll.data.pretrained import inspected
+from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
 from atoll.spec.document import Document, near_miss, parse, read_yaml, write_yaml
 from atoll.spec.fleet import Dataset
+from atoll.spec.pretrained import Pretrained
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +31,11 @@ class Entry(Document):
     dataset: Dataset
 
 
-class _Listing(Document):
+class Listing(Document):
+    """The whole file."""
+
     entries: tuple[Entry, ...] = ()
+    pretrained: tuple[Pretrained, ...] = ()
 
 
 class Catalogue:
@@ -39,7 +45,7 @@ class Catalogue:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._file = home / "catalogue.yaml"
-        self._read: tuple[tuple[int, int, int], tuple[Entry, ...]] | None = None  # which file it was, and what it said
+        self._read: tuple[tuple[int, int, int], Listing] | None = None  # which file it was, and what it said
 
     def add(self, name: str, path: str | Path, purposes: Iterable[str] = (), min_group: int = 10) -> Dataset:
         """List the file as dataset `name`, in place of one of that name; return what others may know of it.
@@ -66,22 +72,50 @@ class Catalogue:
         )
         entry = Entry(path=str(place), format=format, dataset=dataset)
         with self._turn():
-            self._write([*(one for one in self._listed() if one.dataset.name != name), entry])
+            listed = self._listed()
+            others = (one for one in listed.entries if one.dataset.name != name)
+            self._write(listed.model_copy(update={"entries": (*others, entry)}))
         return dataset
 
     def remove(self, name: str) -> None:
         """Take the dataset off the list; its file stays. Raises `NotFound`."""
         with self._turn():
-            entries = self._listed()
+            listed = self._listed()
             self.entry(name)
-            self._write([one for one in entries if one.dataset.name != name])
+            left = tuple(one for one in listed.entries if one.dataset.name != name)
+            self._write(listed.model_copy(update={"entries": left}))
+
+    def add_pretrained(self, name: str, folder: str | Path) -> Pretrained:
+        """List a folder with a pretrained model, in place of one of that name; whoever may run code here may use it.
+
+        Raises `Invalid` and `NotFound` for a folder that holds none.
+        """
+        made = inspected(name, folder)
+        with self._turn():
+            listed = self._listed()
+            others = (one for one in listed.pretrained if one.name != name)
+            self._write(listed.model_copy(update={"pretrained": (*others, made)}))
+        return made
+
+    def remove_pretrained(self, name: str) -> None:
+        """Take a pretrained model off the list; its folder stays. Raises `NotFound`."""
+        with self._turn():
+            listed = self._listed()
+            left = tuple(one for one in listed.pretrained if one.name != name)
+            if len(left) == len(listed.pretrained):
+                names = [one.name for one in left]
+                raise NotFound(f"pretrained: there is no {name!r} here{near_miss(name, names) if names else ''}")
+            self._write(listed.model_copy(update={"pretrained": left}))
+
+    def pretrained(self) -> tuple[Pretrained, ...]:
+        return self._listing().pretrained
 
     def datasets(self) -> tuple[Dataset, ...]:
-        return tuple(entry.dataset for entry in self._entries())
+        return tuple(entry.dataset for entry in self._listing().entries)
 
     def entry(self, name: str) -> Entry:
         """Return the entry of that name; raise `NotFound` with a near miss."""
-        entries = {entry.dataset.name: entry for entry in self._entries()}
+        entries = {entry.dataset.name: entry for entry in self._listing().entries}
         if name not in entries:
             hint = near_miss(name, list(entries)) or "; add one by: atoll data add NAME FILE"
             raise NotFound(f"dataset: this site has no {name!r}{hint}")
@@ -103,20 +137,20 @@ class Catalogue:
             raise Corrupt(f"dataset {name!r}: its file changed since it was added; add it again")
         return entry
 
-    def _entries(self) -> tuple[Entry, ...]:
+    def _listing(self) -> Listing:
         """Return the list that answers are given from."""
         return self._listed()
 
-    def _listed(self) -> tuple[Entry, ...]:
+    def _listed(self) -> Listing:
         """Return the list as the file has it now; raise `Invalid` where that is wrong."""
         try:
             stat = self._file.stat()
         except FileNotFoundError:
-            return ()
+            return Listing()
         # The file is only ever replaced, never written into: another content is another inode or another time.
         which = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if self._read is None or self._read[0] != which:
-            self._read = (which, parse(_Listing, read_yaml(self._file) or {}, str(self._file)).entries)
+            self._read = (which, parse(Listing, read_yaml(self._file) or {}, str(self._file)))
         return self._read[1]
 
     @contextmanager
@@ -130,9 +164,9 @@ class Catalogue:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go by closing, also when the process dies
             yield
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _write(self, listing: Listing) -> None:
         """Replace the file in one step: a reader or a crash sees the old list or the new one, never a part."""
-        text = write_yaml(_Listing(entries=tuple(entries)))
+        text = write_yaml(listing)
         try:
             handle, draft = tempfile.mkstemp(dir=self._home, prefix=".catalogue-")  # mode 0600: paths are private
             try:
@@ -144,11 +178,7 @@ class Catalogue:
             except BaseException:
                 os.unlink(draft)
                 raise
-            folder = os.open(self._home, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # without it the rename itself may be lost with the power
-            finally:
-                os.close(folder)
+            sync_folder(self._home)
         except OSError as error:
             raise Unavailable(f"{self._file}: cannot be written ({error.strerror}); make room and try again") from error
 

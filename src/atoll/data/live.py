@@ -4,7 +4,7 @@ import logging
 import threading
 from pathlib import Path
 
-from atoll.data.catalogue import Catalogue, Entry
+from atoll.data.catalogue import Catalogue, Listing
 from atoll.errors import Invalid
 
 log = logging.getLogger(__name__)
@@ -22,16 +22,16 @@ class LiveCatalogue(Catalogue):
         super().__init__(home)
         self.problem: str | None = None
         self._looking = threading.Lock()
-        self._good: tuple[Entry, ...] = ()
-        self._entries()  # so that a start with a mistake says so at once
+        self._good = Listing()
+        self._listing()  # so that a start with a mistake says so at once
 
-    def _entries(self) -> tuple[Entry, ...]:
+    def _listing(self) -> Listing:
         with self._looking:
             try:
                 self._good = self._listed()
                 self.problem = None
             except (Invalid, OSError) as error:
-                self._note(f"{error}; the list before it stays in force ({len(self._good)} datasets)")
+                self._note(f"{error}; the list before it stays in force ({len(self._good.entries)} datasets)")
             return self._good
 
     def _note(self, problem: str) -> None:

@@ -1,1 +1,5 @@
-"""Ready-made tasks; empty until the first of them is built."""
+"""Ready-made tasks. Their libraries are loaded when they are used."""
+
+from atoll.tasks.causal import CausalLM
+
+__all__ = ["CausalLM"]
