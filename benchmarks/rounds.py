@@ -21,9 +21,10 @@ from pathlib import Path
 
 import bare
 import numpy as np
+import peers
 import pyarrow as pa
 import pyarrow.parquet as pq
-from reporting import Figure, Options, Report, fresh, options, peer
+from reporting import Figure, Options, Report, fresh, options
 
 from atoll.data.catalogue import Catalogue
 from atoll.journal import Journal
@@ -122,8 +123,28 @@ def measure(report: Report, asked: Options) -> dict[str, Figure]:
     figures["big_model_copies"] = round(copies, 2)
     report.table(("round", ">seconds", ">bare", ">ratio", ">hub MB"), rows)
     report.say(f"The big model is scaled to {big.size / MB:g} MB x {big.sites} from 3,400 MB x 6, for disk and memory.")
-    report.say(f"Peers: {peer('flwr', 'Flower')}; {peer('nvflare', 'NVFLARE')}.")
+    figures["peers"] = beside_peers(report, home, asked.quick)
     return figures
+
+
+def beside_peers(report: Report, home: Path, quick: bool) -> dict[str, Figure]:
+    """Measure the peers that are there (`benchmarks/peers/README.md`) in plaintext, beside Atoll's own rounds."""
+    cases = [Case(MB, 2, tls=False, rounds=3)] + ([] if quick else [Case(25 * MB, 8, tls=False, rounds=3)])
+    rows: list[tuple[str, ...]] = []
+    told: dict[str, Figure] = {}
+    for name, called in peers.PEERS.items():
+        for case in cases:
+            found = peers.measure(called, case.size, case.sites, case.rounds, home)
+            if found is None:
+                rows.append((name, "not installed", "", "", ""))
+                told[called] = "not installed"
+                break
+            ours = run(home, case)
+            seconds, memory = f"{found['seconds']:.3f}", f"{found['hub_mb']:.0f}"
+            rows.append((f"{name} {found['version']}", str(case), seconds, f"{ours.seconds:.3f}", memory))
+            told[f"{called}_{case.size // MB}mb_{case.sites}_s"] = float(seconds)
+    report.table(("peer", "round", ">seconds", ">Atoll's", ">hub MB"), rows)
+    return told
 
 
 # --- one measurement ------------------------------------------------------------------------------------------------
@@ -266,6 +287,9 @@ class NullExecutor:
                 for start in range(0, self._elements, values.size):
                     values[: self._elements - start].tofile(file)
         return NullGroup(self._elements, ready)
+
+    def close(self) -> None:
+        pass
 
 
 class NullGroup:

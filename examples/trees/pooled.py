@@ -1,6 +1,6 @@
 """DEMO ONLY, IMPOSSIBLE IN REAL LIFE: xgboost on all hospitals' rows in one place, as the mark to compare with.
 
-    pip install 'xgboost>=3,<4'
+    pip install -e '.[examples,trees]'
     python examples/trees/pooled.py .atoll/hospitals
 
 For each of 20 splits: these trees as sites grow them together (which is as one place grows them: `tests/unit/
