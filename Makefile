@@ -36,7 +36,7 @@ if output=$$($(2) 2>&1); then printf '%-12s ok %5d s\n' '$(1)' $$(( $$(date +%s)
 else printf '%s\n' "$$output"; printf '%-12s FAILED %d s: %s\n' '$(1)' $$(( $$(date +%s) - began )) '$(2)'; exit 1; fi
 endef
 
-.PHONY: help install demo test test-slow bench clean
+.PHONY: help install demo test types tests test-slow bench clean
 
 help:
 	@echo "make demo       set up .venv and run four hospitals from job to answering model"
@@ -49,11 +49,11 @@ install: .venv/.installed
 
 # torch first, pinned, by pip alone: an open range, or another installer, would bring gigabytes of GPU packages.
 # The version that came is then a constraint on the rest, so that nothing can replace it.
-.venv/.installed: pyproject.toml
+.venv/.installed: pyproject.toml Makefile
 	@$(FIND_PYTHON); echo "setting up .venv with $$($$python --version): a minute or two, 2 GB"; $$python -m venv .venv
 	@$(BIN)/python -m pip install -qq 'torch==2.13.*'
 	@$(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > .venv/torch.txt
-	@$(BIN)/python -m pip install -qq -c .venv/torch.txt -e '.[examples,dev]'
+	@$(BIN)/python -m pip install -qq -c .venv/torch.txt -e '.[examples,trees,ray,causal,dev]'
 	@mkdir -p .venv/tmp .venv/cache
 	@touch $@
 
@@ -63,11 +63,17 @@ demo: .venv/.installed
 # Two processes, a file's tests in one of them and in their order: whole systems first, so that both end together.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder tests/system tests/scenarios tests/laws tests/unit
 
+# What takes seconds comes first; types are checked while the first tests, whole systems, wait for their processes.
 test: .venv/.installed
 	$(call check,format,$(BIN)/ruff format --check .)
 	$(call check,lint,$(BIN)/ruff check .)
 	$(call check,imports,$(BIN)/lint-imports)
+	@$(MAKE) --no-print-directory -j 2 types tests
+
+types: .venv/.installed
 	$(call check,types,$(BIN)/pyright)
+
+tests: .venv/.installed
 	@$(BIN)/pytest -q $(TWO) -m 'not slow'
 
 test-slow: .venv/.installed

@@ -2,7 +2,7 @@
 
 
 class NothingDeployed:
-    def start(self, deployment, model, bundle, weights, columns):
+    def start(self, deployment, model, bundle, weights, columns, pretrained=None):
         raise AssertionError("nothing is deployed here")
 
     def stop(self, name):

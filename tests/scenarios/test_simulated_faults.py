@@ -5,7 +5,7 @@ import random
 import pytest
 
 from atoll.runtime.machine import begin, step
-from atoll.runtime.simulator import Pace, lose, refuse, release, restart_hub, simulate, slow, spoil
+from atoll.runtime.simulator import Pace, fail, lose, refuse, release, restart_hub, simulate, slow, spoil
 from atoll.spec.event import Answered, Barred, Expired, Joined, Merged, Published, Rejected, Restarted
 from atoll.spec.job import parse_job
 from atoll.spec.plan import Layout, Plan, Sync
@@ -83,6 +83,27 @@ def test_a_quorum_leaves_a_slow_site_out_and_its_late_answers_change_nothing():
     assert outcome.state.phase == "finished"
     late = [event.answer for _, event in outcome.journal if isinstance(event, Answered) and event.answer.site == "oslo"]
     assert [answer.version for answer in late] == [0, 1, 2]  # the last two came after their rounds were merged
+
+
+def test_a_quorum_goes_on_at_once_without_a_site_that_fails_also_when_the_hub_dies_in_that_round():
+    script = [fail("oslo", at_round=2, times=2)]
+    undisturbed = simulate(JOB, plan(kind="quorum", count=2), script, pace=STEADY)
+    others = ("lyon", "rome", "turku")
+    assert rounds(undisturbed) == [CITIES, others, others, CITIES]
+    assert undisturbed.state.result.failed == {"oslo": "oslo: loss is nan"}
+    assert undisturbed.seconds < 10.0  # it waits for no deadline
+    script += [slow("oslo", 0.3), restart_hub(at_round=2), restart_hub(at_round=3)]  # it has failed by then
+    disturbed = simulate(JOB, plan(kind="quorum", count=2), script, pace=STEADY)
+    assert (disturbed.state.epoch, disturbed.state.weights) == (2, undisturbed.state.weights)
+    assert refolded(disturbed) == disturbed.state
+
+
+def test_a_task_that_fails_everywhere_ends_a_quorum_and_a_buffer_in_the_first_words():
+    for kind in ("quorum", "buffer"):
+        script = [slow(site, 1.0 + number) for number, site in enumerate(CITIES)]
+        script += [fail(site, times=10) for site in CITIES]
+        outcome = simulate(JOB, plan(kind=kind, count=2), script, pace=STEADY)
+        assert (outcome.state.phase, outcome.state.words) == ("failed", "lyon: loss is nan")
 
 
 def test_a_quorum_that_too_few_are_left_for_ends_in_words():

@@ -67,6 +67,9 @@ class Heard:
     def start(self, layout, folder):
         return HeardGroup(self, self.real.start(layout, folder))
 
+    def close(self):
+        self.real.close()
+
 
 class HeardGroup:
     def __init__(self, heard, group):

@@ -4,6 +4,7 @@ Every process that a home starts, and whatever those start, carries the home's o
 by it, whoever its parent was.
 """
 
+import importlib.util
 import json
 import os
 import random
@@ -26,8 +27,10 @@ from atoll.data.catalogue import Catalogue
 from atoll.errors import AtollError
 from atoll.journal import Entry, Journal
 from atoll.policy.defaults import SITE_POLICY
+from atoll.runtime.actors import RayExecutor
 from atoll.runtime.site import create
-from atoll.spec.fleet import Site
+from atoll.spec.fleet import Executor, Site
+from tests.system.processes import alive, descendants
 from tests.unit.ends import Desk, World, lines
 from tests.unit.papers import Posing
 
@@ -180,6 +183,7 @@ class Home:
             "data": {"dataset": "patients", "statistics": ["age"]},
             "steps": 12,
             "batch": 16,
+            "layout": {"data": 1},  # else a busy machine's timings choose it, and two ranks round to other bits
             "sync": {"preset": "fedavg", "period": 3},
         }
         for path, value in changes.items():
@@ -316,6 +320,27 @@ def home(make_home, tmp_path) -> Iterator[Home]:
 def _eventually() -> Callable[..., bool]:
     """Return a function that waits until something holds."""
     return eventually
+
+
+@pytest.fixture(scope="session")
+def with_ray() -> None:
+    """Skip, and say so, where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'atoll[ray]'")
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(with_ray, tmp_path_factory) -> Iterator[RayExecutor]:
+    """A Ray of this test's own with room for four ranks; nothing of it is left in the end."""
+    executor = RayExecutor(Executor(kind="ray"), 4, tmp_path_factory.mktemp("ray"))
+    executor.nodes()
+    below = descendants(os.getpid())
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below}
+    theirs = {pid for pid, name in names.items() if b"ray" in name}
+    assert len(theirs) > 3, "the driver, the directory, the raylet and more"
+    yield executor
+    executor.close()
+    assert eventually(lambda: not {pid for pid in theirs if alive(pid)})
 
 
 # --- both ends of the boundary in this one process, over real sockets

@@ -1,5 +1,7 @@
 """A hub's desk with journal, conductor and files behind it, and nobody who performs: the tests merge themselves."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,12 @@ JOB = parse_job(
 )
 
 
+@cache
+def rules(text):
+    """Return the hub's rules by this text; they do not change, so all tests share them."""
+    return Rules(Policy(party="hub", text=text))
+
+
 class House:
     """A desk with everything behind it but a performer: the tests merge, and the commands are kept."""
 
@@ -49,10 +57,9 @@ class House:
         self.performed, self.sent = [], {}
         self.conductor = Conductor(self.journal, self.perform, self.seen)
         self.blobs, self.folders = Blobs(home / "blobs"), Folders(home / "runs")
-        rules = Rules(Policy(party="hub", text=policy))
         self.desk = desk(
             Parts(
-                gate=Gate("hub", lambda: rules, self.conductor.record),
+                gate=Gate("hub", lambda: rules(policy), self.conductor.record),
                 conductor=self.conductor,
                 blobs=self.blobs,
                 models=Models(),

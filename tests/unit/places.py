@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,12 @@ DIGEST = sha256(save(WEIGHTS, SIGNATURE))
 CODE = canonical(Bundle(files={"task.py": "class Task: pass"}))
 AGES = [float(20 + row) for row in range(ROWS)]
 PROFILE = Profile(parameters=SIZE, step_seconds=0.5)
+
+
+@cache
+def rules(text):
+    """Return the site's rules by this text: parsed once, as an agent does, and not for each question."""
+    return Rules(Policy(party="lyon", text=text))
 
 
 def update(seed=1):
@@ -85,6 +92,9 @@ class Workers:
     def start(self, layout, folder):
         self.started += 1
         return WorkerGroup(self)
+
+    def close(self):
+        pass
 
     def did(self, kind):
         return [order for order in self.orders if order.kind == kind]
@@ -210,7 +220,7 @@ class House:
         self.write(AGES)
         self.dataset = Catalogue(home).add("rows", self.file, purposes=("care",), min_group=10)
         self.journal = Journal(home / "journal.db", "lyon")
-        self.gate = SiteGate("lyon", lambda: Rules(Policy(party="lyon", text=self.policy)), self.record)
+        self.gate = SiteGate("lyon", lambda: rules(self.policy), self.record)
         self.gate.attach(self.hub)
         groups = Groups(self.workers, home / "workers")
         self.place = Place(Site(name="lyon"), home, self.gate, groups, LiveCatalogue(home))

@@ -6,11 +6,11 @@ from atoll.boundary.channel import Frame
 from atoll.boundary.gate import Gate, SiteGate
 from atoll.errors import Denied, LinkLost, Unavailable
 from atoll.policy.defaults import SITE_POLICY
-from atoll.policy.rules import Rules
 from atoll.spec.event import Answer, Crossed, Decided
 from atoll.spec.fleet import Dataset
 from atoll.spec.message import Done, Parcel
-from atoll.spec.policy import Crossing, Policy, Request
+from atoll.spec.policy import Crossing, Request
+from tests.unit.places import rules
 
 DATASET = Dataset(name="rows", rows=50, fingerprint="sha256:" + 64 * "0", purposes=("care",), min_group=10)
 PARCEL = Parcel(run="run", purpose="update", size=1)
@@ -45,7 +45,7 @@ class Hub:
 class Door:
     def __init__(self, policy=SITE_POLICY):
         self.happened, self.policy, self.full = [], policy, False
-        self.gate = SiteGate("lyon", lambda: Rules(Policy(party="lyon", text=self.policy)), self.record)
+        self.gate = SiteGate("lyon", lambda: rules(self.policy), self.record)
         self.gate.attach(Hub(self.happened))
 
     def record(self, *events):
@@ -194,8 +194,7 @@ def test_without_a_session_nothing_can_cross(what):
 
 def test_a_point_that_is_no_crossing_is_journalled_too_whichever_way_it_is_decided():
     happened = []
-    rules = Rules(Policy(party="lyon", text=SITE_POLICY))
-    gate = Gate("lyon", lambda: rules, lambda *events: happened.extend(events))
+    gate = Gate("lyon", lambda: rules(SITE_POLICY), lambda *events: happened.extend(events))
     opened = Request(action="open", site="lyon", dataset=DATASET, purpose="care", job_kind="train")
     assert gate.ask(opened, "lyon/rows", run="run").allowed
     with pytest.raises(Denied):

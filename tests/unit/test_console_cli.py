@@ -1,8 +1,7 @@
-"""The command line without a hub: what it loads, what it suggests, how errors end."""
+"""The command line without a hub: what it suggests, how errors end."""
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,14 +11,6 @@ from rich.console import Group
 from atoll.console.cli import app, execute, hoist
 from atoll.console.show import table, text
 from atoll.console.terminal import console, say
-
-HEAVY = ("torch", "ray", "fastapi", "uvicorn", "pyarrow", "duckdb", "httpx", "pydantic", "numpy")
-
-
-def loaded_by(program: str, heavy: tuple[str, ...]) -> str:
-    ending = f"import sys; print('loaded:', [name for name in {heavy!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", f"{program}\n{ending}"], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[-1]
 
 
 def run(*arguments: str) -> int:
@@ -36,15 +27,6 @@ def job(tmp_path: Path) -> Path:
         "kind: train\nname: heart\npurpose: research\ntask: {file: task.py, name: Heart}\ndata: {dataset: heart}\n"
     )
     return path
-
-
-def test_importing_atoll_loads_nothing_heavy():
-    assert loaded_by("import atoll", HEAVY) == "loaded: []"
-
-
-def test_help_loads_nothing_heavy():
-    program = "from atoll.console.cli import execute\ntry: execute(['--help'])\nexcept SystemExit: pass"
-    assert loaded_by(program, HEAVY) == "loaded: []"
 
 
 def test_help_names_every_command_and_each_has_an_example(capsys: pytest.CaptureFixture[str]):
@@ -163,6 +145,28 @@ def test_a_site_and_its_data_are_added_and_listed(tmp_path: Path, capsys: pytest
     assert run(*home, "data", "list", "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
     assert rows.exists(), "the file is its owner's"
+
+
+def test_a_pretrained_model_is_listed_at_a_site_or_at_the_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    home, folder = ["--home", str(tmp_path / "home")], tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"numbers")
+    assert run(*home, "site", "add", "zurich") == 0
+    assert run(*home, "pretrained", "add", "gemma", str(folder), "--site", "zurich", "--hub") == 2
+    capsys.readouterr()
+    assert run(*home, "pretrained", "add", "gemma", str(folder)) == 0
+    digest = capsys.readouterr().out.strip()
+    assert run(*home, "pretrained", "add", "gemma", str(folder), "--hub", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "gemma", "digest": digest}
+    for where in (["--hub"], ["--site", "zurich"]):
+        capsys.readouterr()
+        assert run(*home, "pretrained", "list", *where, "--json") == 0
+        assert json.loads(capsys.readouterr().out) == [
+            {"name": "gemma", "digest": digest, "files": ["model.safetensors"]}
+        ]
+        assert run(*home, "pretrained", "remove", "gemma", *where) == 0
+        assert run(*home, "pretrained", "remove", "gemma", *where) == 2
+    assert folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_an_outcome_shows_every_site_and_all_together():
 def test_an_outcome_names_who_did_not_answer_in_time():
     result = Result(metrics={"auc": 0.9}, by_site={"basel": {"auc": 0.9}}, missing=("lyon", "oslo"))
     text = printed(show.outcome(view(state="finished", result=result)))
-    assert "No answer in time outside training: lyon, oslo" in text
+    assert "No answer outside training: lyon, oslo" in text
     whole = result.model_copy(update={"missing": ()})
     assert "in time" not in printed(show.outcome(view(state="finished", result=whole)))
 

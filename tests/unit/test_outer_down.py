@@ -10,9 +10,10 @@ from atoll.outer.merge import Update
 from atoll.outer.optimiser import State, from_arrays, to_arrays
 from atoll.outer.wire import CHUNK, Chunk
 from atoll.spec.plan import Outer, Sync, Transform
+from tests.unit.vectors import noise
 
-SIZE = 3 * CHUNK + 5
-START = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)
+SIZE = CHUNK + 5
+START = noise(SIZE).copy()
 START[:4] = (0.0, -0.0, 1e-45, 0.0)  # of which bits may differ where numbers do not
 INT8, INT4, BFLOAT16, ZSTD = (Transform(kind=kind) for kind in ("int8", "int4", "bfloat16", "zstd"))
 TOPK = Transform(kind="topk", share=0.05)
@@ -25,7 +26,7 @@ def name(transforms):
 
 
 def update(seed, size):
-    vector = (1e-2 * np.random.default_rng(seed).normal(size=size)).astype(np.float32)
+    vector = noise(size, seed, 1e-2).copy()
     vector[:3] = 0
     return Update("ada", 1.0, lambda at: vector[at : at + CHUNK].copy())
 
@@ -69,12 +70,12 @@ def test_sites_rebuild_the_hubs_bits_round_after_round(down, fields):
 @pytest.mark.parametrize("down", [(INT8,), (TOPK, INT4)], ids=name)
 def test_the_change_and_the_residual_do_not_depend_on_threads(down):
     sync, found = Sync(down=down), []
-    for threads in (1, 2, 4):
-        weights, state = START, State()
+    for threads in (1, 2):
+        weights, state = noise(3 * CHUNK + 5), State()  # of two spans, which are handed out
         for _ in range(2):
             weights, state, chunks = round_of(sync, weights, state, threads)
         found.append((weights.tobytes(), state.residual.tobytes(), [bytes(chunk.data) for chunk in chunks]))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("down", [(INT8,), (INT4,), (TOPK, INT4)], ids=name)

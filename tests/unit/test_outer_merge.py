@@ -14,10 +14,7 @@ from hypothesis.extra.numpy import arrays
 from atoll.errors import Invalid
 from atoll.outer.merge import Sum, Update, comparators, cut, merge, merging, stale
 from atoll.outer.wire import CHUNK
-
-
-def noise(size, seed=0, scale=1.0):
-    return (scale * np.random.default_rng(seed).normal(size=size)).astype(np.float32)
+from tests.unit.vectors import noise
 
 
 def update(site, vector, weight=1.0, discount=1.0):
@@ -93,12 +90,12 @@ def test_one_term_is_rounded_to_the_resolution_half_to_even(value):
 
 
 FLOATS = st.floats(-(2.0**20), 2.0**20, width=32)
-PIECE = st.tuples(arrays(np.float32, 7, elements=FLOATS), st.floats(0, 1e4))
+PIECE = st.tuples(arrays(np.float32, 3, elements=FLOATS), st.floats(0, 1e4))
 
 
 @given(st.lists(PIECE, max_size=12), st.randoms(use_true_random=False))
 def test_the_order_in_which_pieces_come_changes_no_bit(pieces, random):
-    mixed, plain = Sum(7), Sum(7)
+    mixed, plain = Sum(3), Sum(3)
     for values, weight in random.sample(pieces, len(pieces)):
         mixed.add(0, values, weight)
     for values, weight in pieces:
@@ -125,18 +122,18 @@ def test_a_cleared_sum_is_as_new():
 
 
 def test_threads_may_add_in_windows_of_their_own():
-    vectors = [noise(4 * CHUNK, seed) for seed in range(3)]
-    alone, together = Sum(4 * CHUNK), Sum(4 * CHUNK)
+    vectors = [noise(2 * CHUNK, seed) for seed in range(3)]
+    alone, together = Sum(2 * CHUNK), Sum(2 * CHUNK)
 
     def fill(total, window):
         place = slice(window * CHUNK, (window + 1) * CHUNK)
         for weight, vector in enumerate(vectors, start=1):
             total.add(place.start, vector[place], weight)
 
-    for window in range(4):
+    for window in range(2):
         fill(alone, window)
-    with ThreadPoolExecutor(4) as threads:
-        for done in [threads.submit(fill, together, window) for window in range(4)]:
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(fill, together, window) for window in range(2)]:
             done.result(timeout=60)
     np.testing.assert_array_equal(together.mean(6.0), alone.mean(6.0))
 

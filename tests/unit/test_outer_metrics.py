@@ -29,6 +29,14 @@ def area(labels, scores):
     return float(np.mean((over > 0) + 0.5 * (over == 0)))
 
 
+def test_a_power_over_sites_is_that_of_the_mean_over_examples_and_one_beyond_a_float_is_left_out():
+    sites = [totals({"perplexity": Mean(total, count, power=True)}) for total, count in ((3.0, 4), (1.0, 1))]
+    assert merge_totals(sites) == {"perplexity": pytest.approx(math.exp(4.0 / 5))}
+    assert merge_totals([totals({"perplexity": Mean(701.0, 1, power=True)})]) == {}
+    with pytest.raises(Invalid, match="metric perplexity: is a mean at some sites"):
+        merge_totals([*sites, totals({"perplexity": Mean(1.0, 1)})])
+
+
 def test_area_of_binned_scores_is_that_of_all_their_pairs():
     scores, labels = patients(500)
     split = [totals({"auc": Scores(scores[part], labels[part])}) for part in (slice(0, 90), slice(90, 500))]

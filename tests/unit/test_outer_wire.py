@@ -11,6 +11,7 @@ from atoll.errors import Invalid, TaskFailed
 from atoll.outer.formats import INT8_BLOCK as BLOCK
 from atoll.outer.wire import CHUNK, Chunk, decode, encode, encoded_bytes
 from atoll.spec.plan import Transform
+from tests.unit.vectors import noise
 
 INT8 = (Transform(kind="int8"),)
 ZSTD = (Transform(kind="zstd"),)
@@ -20,10 +21,6 @@ SIZES = [1, BLOCK, BLOCK + 1, CHUNK, CHUNK + BLOCK, 2 * CHUNK + 5]
 
 def clip(value):
     return (Transform(kind="clip", value=value),)
-
-
-def noise(size, scale=1.0):
-    return (scale * np.random.default_rng(size).normal(size=size)).astype(np.float32)
 
 
 def there_and_back(vector, transforms=()):
@@ -109,7 +106,7 @@ def test_the_smallest_of_two_clips_holds():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("transforms", [(), clip(1.0), INT8, TOPK])
 def test_an_update_that_is_not_finite_is_refused_before_the_first_chunk(bad, transforms):
-    vector = noise(CHUNK + 9)
+    vector = noise(CHUNK + 9).copy()
     vector[CHUNK + 4] = bad
     with pytest.raises(TaskFailed, match=rf"at element {CHUNK + 4}: the update is not finite"):
         encode(vector, transforms)

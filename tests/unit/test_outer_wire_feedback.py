@@ -8,6 +8,7 @@ import pytest
 from atoll.errors import Invalid, TaskFailed
 from atoll.outer.wire import CHUNK, decode, encode, feedback, recalls
 from atoll.spec.plan import Transform
+from tests.unit import vectors
 
 SIZE = CHUNK + 2_049
 CLIP = Transform(kind="clip", value=3.0)
@@ -18,7 +19,7 @@ NONE = np.zeros(SIZE, np.float32)
 
 
 def noise(seed, scale=1.0):
-    return (scale * np.random.default_rng(seed).standard_t(4, SIZE)).astype(np.float32)
+    return vectors.noise(SIZE, seed, scale, tails=4)
 
 
 def sent_and_lost(update, residual, *transforms):
@@ -62,7 +63,7 @@ def test_the_first_round_is_as_without_feedback():
 
 
 def test_the_same_update_is_encoded_to_the_same_bytes_and_leaves_its_arguments_alone():
-    update, residual = noise(1), noise(2)
+    update, residual = noise(1).copy(), noise(2).copy()
     first = [(bytes(chunk.data), bytes(lost)) for chunk, lost in feedback(update, residual, (CLIP, TOPK, INT4, ZSTD))]
     again = [(bytes(chunk.data), bytes(lost)) for chunk, lost in feedback(update, residual, (CLIP, TOPK, INT4, ZSTD))]
     assert first == again
@@ -109,7 +110,7 @@ def test_an_empty_update_has_no_chunks():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_sum_that_is_not_finite_is_refused_before_its_chunk(bad):
-    residual = noise(1)
+    residual = noise(1).copy()
     residual[CHUNK + 4] = bad
     chunks = feedback(noise(2), residual, (INT8,))
     assert next(chunks)[0].offset == 0

@@ -3,8 +3,6 @@
 import ast
 import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -79,13 +77,15 @@ def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-@pytest.mark.parametrize(("part", "owner"), [("ssl", "atoll.boundary"), ("safetensors.torch", "atoll.inner")])
-def test_a_part_of_a_package_is_imported_where_it_belongs(part: str, owner: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "owners"), [("ssl", ["atoll.boundary"]), ("safetensors.torch", ["atoll.inner", "atoll.tasks"])]
+)
+def test_a_part_of_a_package_is_imported_where_it_belongs(part: str, owners: list[str]) -> None:
     assert "torch.distributed" in imported(ROOT / "src/atoll/inner/mesh.py")
     word = part.rpartition(".")[2]
     likely = [path for path in MODULES if word in path.read_text(encoding="utf-8")]
     importers = [module(path) for path in likely if any(within(name, part) for name in imported(path))]
-    assert [name for name in importers if not within(name, owner)] == []
+    assert [name for name in importers if not within(name, *owners)] == []
 
 
 def test_no_module_is_loaded_by_a_name_made_at_run_time() -> None:
@@ -93,16 +93,6 @@ def test_no_module_is_loaded_by_a_name_made_at_run_time() -> None:
     calls = re.compile(r"\bimport_module\(|\b__import__\(|\brunpy\b")
     found = [module(path) for path in MODULES if calls.search(path.read_text(encoding="utf-8"))]
     assert found == ["atoll"]
-
-
-def test_hub_agent_router_and_command_line_load_no_torch_and_no_ray() -> None:
-    """All modules but those where tensors are computed, in one fresh interpreter."""
-    computing = ("atoll.inner", "atoll.tasks", "atoll.runtime.worker", "atoll.serving.engine")
-    names = [name for name in map(module, MODULES) if not within(name, *computing)]
-    assert {"atoll.runtime.hub", "atoll.runtime.agent", "atoll.runtime.site", "atoll.console.cli"} <= set(names)
-    program = f"import sys\nimport {', '.join(names)}\nprint(*sorted({{'torch', 'ray'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", [])
 
 
 # --- modules
@@ -116,10 +106,8 @@ def test_no_module_is_longer_than_400_lines() -> None:
 
 
 def test_every_module_opens_with_a_sentence_of_purpose() -> None:
-    purposes = {relative(path): ast.get_docstring(tree(path)) for path in MODULES}
-    assert [
-        name for name, words in purposes.items() if not re.search(r"[.:!?]", (words or "").partition("\n")[0])
-    ] == []
+    opening = re.compile(r'"""[^"\n]*[.:!?]')
+    assert [relative(path) for path in MODULES if not opening.match(path.read_text(encoding="utf-8"))] == []
 
 
 # --- pages

@@ -15,10 +15,11 @@ from atoll.runtime.reports import Reports
 from atoll.spec.document import sha256
 from atoll.spec.model import TensorSpec
 from tests.unit.places import House, assign
+from tests.unit.vectors import noise
 
-SIZE = 4 * CHUNK + 9
+SIZE = 2 * CHUNK + 9
 SIGNATURE = (TensorSpec(name="w", shape=(SIZE - 9,)), TensorSpec(name="b", shape=(3, 3)))
-WEIGHTS = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)
+WEIGHTS = noise(SIZE)
 DIGEST = sha256(save(WEIGHTS, SIGNATURE))
 NEXT = sha256(save(-WEIGHTS, SIGNATURE))
 
@@ -128,8 +129,11 @@ def test_a_link_that_breaks_leaves_no_part(giving):
 
 
 def test_weights_come_in_without_a_vector_in_memory(giving):
+    weights, signature = noise(4 * CHUNK + 9), (TensorSpec(name="w", shape=(4 * CHUNK + 9,)),)
+    giving.frames = lambda: encode(weights, ())
+    asked = assign(weights=sha256(save(weights, signature)), signature=signature)
     tracemalloc.start()
-    giving.fetch()
+    giving.incoming.weights(asked)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * CHUNK < WEIGHTS.nbytes / 4
+    assert peak < 4 * CHUNK < weights.nbytes / 4

@@ -17,41 +17,44 @@ from atoll.spec.document import sha256
 from atoll.spec.model import TensorSpec
 from atoll.spec.plan import Sync, Transform
 from tests.unit.places import House, assign
+from tests.unit.vectors import noise
 
-SIZE = 4 * CHUNK + 9
-SIGNATURE = (TensorSpec(name="w", shape=(SIZE,)),)
-OLD = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)
+SIZE = CHUNK + 9
+OLD = noise(SIZE)
 INT8 = Sync(down=(Transform(kind="int8"),))
 PARTS = Sync(period=2, fragments=2, keep_optimiser=True)
 CODED = PARTS.model_copy(update={"down": (Transform(kind="int4"),)})
 SYNCS = {"int8": INT8, "fragments": PARTS, "int4 fragments": CODED}
-HALF = SIZE // 2
+
+
+def signature(vector):
+    return (TensorSpec(name="w", shape=vector.shape),)
 
 
 def digest(vector):
-    return sha256(save(vector, SIGNATURE))
+    return sha256(save(vector, signature(vector)))
 
 
-def stepped(sync, version=0):
+def stepped(sync, version=0, old=OLD):
     """Return the weights after the round from `version`, and the frames of their change."""
-    after, frames = OLD.copy(), []
-    low, high = sync.span(SIZE, version)
+    after, frames = old.copy(), []
+    low, high = sync.span(old.size, version)
     for start in range(low, high, CHUNK):
         place = slice(start, min(start + CHUNK, high))
         after[place] *= np.float32(0.99)
-        chunk = take(sync.down, start - low, (OLD[place], after[place]), None)
+        chunk = take(sync.down, start - low, (old[place], after[place]), None)
         frames.append(Frame(chunk.offset, chunk.length, bytes(chunk.data), bytes(chunk.scales)))
     return after, frames
 
 
 class Giving(House):
-    """A site with OLD, whose hub gives `change` to who asks for one from these, and `whole` to everybody else."""
+    """A site with `old`, whose hub gives `change` to who asks for one from these, and `whole` to everybody else."""
 
-    def __init__(self, home, sync, version=1):
+    def __init__(self, home, sync, version=1, old=OLD):
         super().__init__(home)
         self.sync, self.version, self.asked = sync, version, []
-        self.new, self.change = stepped(sync, version - 1)
-        self.whole = {digest(OLD): OLD, digest(self.new): self.new}
+        self.new, self.change = stepped(sync, version - 1, old)
+        self.whole = {digest(old): old, digest(self.new): self.new}
         self.gate.attach(self)
         self.folder = RunFolder(home / "runs" / "run")
         self.folder.open(0, 2)
@@ -75,7 +78,7 @@ class Giving(House):
     def fetch(self, vector=None, version=None):
         wanted = self.new if vector is None else vector
         place = {"version": self.version if version is None else version, "sync": self.sync}
-        path = self.incoming.weights(assign(weights=digest(wanted), signature=SIGNATURE, **place))
+        path = self.incoming.weights(assign(weights=digest(wanted), signature=signature(wanted), **place))
         return np.fromfile(path, np.float32)
 
     def crossed(self):
@@ -86,8 +89,8 @@ class Giving(House):
 def giving(tmp_path):
     made = []
 
-    def give(sync, version=1):
-        made.append(Giving(tmp_path, sync, version))
+    def give(*how):
+        made.append(Giving(tmp_path, *how))
         return made[-1]
 
     yield give
@@ -98,13 +101,14 @@ def giving(tmp_path):
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("kind", SYNCS)
 def test_what_is_here_and_the_change_are_the_new_weights_bit_for_bit(giving, kind, version):
-    house = giving(SYNCS[kind], version)
-    house.fetch(OLD, version - 1)
+    old = noise(2 * CHUNK + 9)  # half of which has two chunks
+    house = giving(SYNCS[kind], version, old)
+    house.fetch(old, version - 1)
     assert np.array_equal(house.fetch().view(np.uint32), house.new.view(np.uint32))
-    assert house.asked == [None, digest(OLD)]
+    assert house.asked == [None, digest(old)]
     assert house.folder.fetched == digest(house.new)
     [(bytes_whole, _), (bytes_change, wire)] = house.crossed()
-    assert bytes_whole == OLD.nbytes
+    assert bytes_whole == old.nbytes
     assert bytes_change == sum(len(frame.data) + len(frame.scales) for frame in house.change)
     assert wire == tuple(step.kind for step in house.sync.down)
 
@@ -224,11 +228,12 @@ def test_the_owners_rules_may_let_changes_in_and_not_whole_weights(giving):
 
 
 def test_a_change_comes_in_without_a_vector_in_memory(giving):
-    house = giving(INT8)
-    house.fetch(OLD, 0)
-    asked = assign(weights=digest(house.new), signature=SIGNATURE, version=1, sync=INT8)
+    old = noise(4 * CHUNK + 9)
+    house = giving(INT8, 1, old)
+    house.fetch(old, 0)
+    asked = assign(weights=digest(house.new), signature=signature(old), version=1, sync=INT8)
     tracemalloc.start()
     house.incoming.weights(asked)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * 4 * CHUNK < OLD.nbytes
+    assert peak < 3 * 4 * CHUNK < old.nbytes

@@ -12,6 +12,7 @@ from atoll.spec.event import (
     Answer,
     Answered,
     Barred,
+    Broken,
     Expired,
     Joined,
     Lost,
@@ -108,7 +109,7 @@ class World:
         state = self.state
         if state.phase != "running" or (state.merging and not (self.buffered and state.work == "train")):
             return []
-        idle = [site for site in state.silent if site in state.live and site not in state.spoiled]
+        idle = [site for site in state.silent if site in state.live and site not in state.spoiled | state.failed]
         return [site for site in idle if site not in self.work or not expects(state, self.work[site])]
 
     def wander(self, what, who):
@@ -121,8 +122,9 @@ class World:
                 self.tell(Lost(run="run", site=site))
             case "answer" if self.given:  # any assignment ever given, answered or not
                 self.tell(Answered(run="run", answer=self.given[who % len(self.given)]))
-            case "spoil" if self.given:
-                self.spoil(self.given[who % len(self.given)])
+            case "spoil" | "fail" if self.given:
+                spoil = self.spoil if what == "spoil" else self.fail
+                spoil(self.given[who % len(self.given)])
             case "late" if self.given:
                 before = self.state
                 self.tell(rejected(self.given[who % len(self.given)], late=True))
@@ -151,6 +153,15 @@ class World:
         if self.rejected[site] == IN_A_ROW:
             self.barred.add(site)
             self.tell(Barred(run="run", site=site, words=f"atoll site release {site}"))
+
+    def fail(self, answer):
+        """The task fails in any assignment that was ever given; whoever fails in what it was given last has no more."""
+        if self.work.get(answer.site) == answer:
+            del self.work[answer.site]
+        before = self.state
+        self.tell(Broken(run="run", site=answer.site, position=answer.position, words=f"{answer.site} fails"))
+        if self.state.phase == "failed" and before.phase != "failed" and before.rule != "all":
+            assert before.sound <= before.plan.sync.wait.count or before.work in ("initialise", "evaluate")
 
     def go_on(self, what):
         """Let the hub do one of the things that it does by itself, if it can."""
@@ -227,7 +238,8 @@ WALKS = st.lists(st.tuples(HAPPENINGS, st.integers(0, 30)), max_size=60)
 # Sites refuse and vanish, and every alarm rings that was set, patience included.
 ROUGH = st.lists(
     st.tuples(
-        HAPPENINGS | st.sampled_from(["ring", "refuse", "lose", "spoil", "merge", "publish"]), st.integers(0, 30)
+        HAPPENINGS | st.sampled_from(["ring", "refuse", "lose", "spoil", "fail", "merge", "publish"]),
+        st.integers(0, 30),
     ),
     max_size=80,
 )
@@ -272,7 +284,7 @@ def test_any_order_of_events_ends_the_run_or_leaves_an_alarm_pending(count, wait
         world.wander(what, who)  # each step asserts that it wedges nothing
     world.abandon()
     assert world.state.over
-    assert world.state.phase == "finished" or world.state.error in ("Denied", "Unavailable", "Invalid")
+    assert world.state.phase == "finished" or world.state.error in ("Denied", "Unavailable", "Invalid", "AtollError")
     check(world)
 
 
@@ -312,4 +324,30 @@ def test_a_site_that_brings_nothing_good_ends_a_run_of_all_in_words_and_no_other
         assert world.state.phase == "finished" or world.state.words.startswith("atoll site release")
     elif len(set(world.sites) - world.barred) >= wait["count"] and not world.barred >= set(world.sites[:2]):
         assert (world.state.phase, world.state.version) == ("finished", ROUNDS)
+    check(world)
+
+
+@given(wait=WAITS.filter(lambda wait: wait["kind"] != "all"), bad=st.integers(0, 4), walk=WALKS)
+def test_a_site_that_always_fails_ends_no_run_that_may_go_on_without_it(wait, bad, walk):
+    world = World(tuple("abcde"), wait)
+    name = world.sites[bad]
+    for what, who in walk:
+        if world.sites[who % 5] != name and what not in ("answer", "spoil"):
+            world.wander(what, who)
+    failed = 0
+    for _ in range(200):
+        if world.state.over:
+            break
+        world.finish_merge()
+        world.go_on("publish")
+        for site in world.sites:
+            world.tell(Joined(run="run", site=site))
+            if site in world.work and site == name:
+                failed += 1
+                world.fail(world.work[site])
+            elif site in world.work:
+                world.tell(Answered(run="run", answer=world.work[site]))
+    assert (world.state.phase, world.state.version) == ("finished", ROUNDS)
+    assert name not in {site for site, _ in world.taken}
+    assert (name in world.state.result.failed) == (failed > 0)
     check(world)

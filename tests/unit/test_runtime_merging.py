@@ -1,6 +1,5 @@
 """What a stage's answers become: with sites that did not answer in time, and in how much memory, after what breaks."""
 
-import functools
 import resource
 import tracemalloc
 from dataclasses import replace
@@ -21,6 +20,7 @@ from atoll.spec.model import TensorSpec
 from atoll.spec.plan import Outer, Transform
 from tests.unit.runs import ZERO, answer, fold, plan, running, train_job, training
 from tests.unit.runs import merged as told
+from tests.unit.vectors import noise
 
 QUORUM = {"kind": "quorum", "count": 2}
 
@@ -67,13 +67,12 @@ def test_when_everybody_answered_nobody_is_named(tmp_path):
 # --- a train round
 
 
-SIZE = 4 * CHUNK + 3
+SIZE = 2 * CHUNK + 3  # two spans, which are handed out
 SIGNATURE = (TensorSpec(name="w", shape=(SIZE,)),)
 
 
-@functools.cache
 def vector(seed):
-    return np.random.default_rng(seed).normal(size=SIZE).astype(np.float32)
+    return noise(SIZE, seed)
 
 
 class Rounds:
@@ -190,4 +189,5 @@ def test_a_round_takes_the_memory_of_two_models_and_a_few_windows_however_many_s
     few, many = peak("ab"), peak("abcdefgh")
     window = 4 * CHUNK
     assert many < 4 * SIZE + 4 * 12 * window  # the next weights; those before are there; at most four threads
-    assert many < few + window
+    # Of two threads one may have done it all, and made no room for the other; the six more updates are 24 * SIZE.
+    assert many < few + 12 * SIZE

@@ -11,6 +11,7 @@ import pytest
 from atoll.journal import Journal
 from atoll.policy.defaults import HUB_POLICY
 from atoll.registry.blobs import Blobs
+from atoll.registry.weights import save
 from atoll.runtime.files import RunFiles
 from atoll.runtime.hub import Hub
 from atoll.spec.document import sha256
@@ -21,6 +22,7 @@ from atoll.spec.model import TensorSpec
 from atoll.spec.plan import Layout, Plan, Sync
 from atoll.spec.policy import Decision
 from tests.undeployed import NothingDeployed
+from tests.unit.places import eventually
 from tests.unit.runs import train_job
 
 SIGNATURE = (TensorSpec(name="w", shape=(8,)),)
@@ -192,6 +194,13 @@ def test_a_site_is_told_which_of_its_updates_was_merged_last(left, merged, expec
     assert {name: one.counted for name, one in assigned.items()} == expected
 
 
+def test_a_site_is_told_its_place_and_how_many_there_are_and_no_other_name(left):
+    left.leave(("ada",), ("ada", "bob"), rounds=4).resume()
+    told = {name: sent_of(Assign, left.connect(name, rows()))[0] for name in ("ada", "bob")}
+    assert {name: (one.place, one.places) for name, one in told.items()} == {"ada": (0, 2), "bob": (1, 2)}
+    assert "bob" not in told["ada"].model_dump_json()
+
+
 def test_a_run_planned_without_a_fleet_assigns_no_fingerprint(left):
     left.leave(("ada",), fleet=Fleet()).resume()
     assert sent_of(Assign, left.connect("ada", rows(LATER)))[0].fingerprint is None
@@ -232,6 +241,38 @@ def test_a_rule_about_other_models_lets_this_one_out(left):
     left.policy(HUB_POLICY + FREEZE % ' when { resource.name == "other" }')
     left.leave(("ada",), ("ada", "bob")).resume()
     assert left.ended().state == "finished"
+
+
+# --- a store without room
+
+
+def block(home):
+    """Put a file where the folder of the model's blob is to be; return its path."""
+    digest = sha256(save(np.arange(8, dtype=np.float32), SIGNATURE))
+    path = home / "hub" / "blobs" / digest[7:9]
+    path.write_bytes(b"in the way")
+    return path
+
+
+def test_a_model_that_cannot_be_kept_for_as_long_as_the_run_has_patience_ends_it_in_words(left):
+    left.leave(("ada",), ("ada", "bob"), patience=0.1)
+    block(left.home)
+    left.resume()
+    view = left.ended()
+    assert (view.state, view.error) == ("failed", "Unavailable")
+    assert view.words.endswith("make the store usable and try again; it was tried for 0.1 s (sync.wait.patience)")
+    assert left.hub.models() == []
+
+
+def test_a_run_goes_on_once_its_model_can_be_kept(left):
+    left.leave(("ada",), ("ada", "bob"))
+    path = block(left.home)
+    hub = left.resume()
+    assert eventually(lambda: "make the store usable" in hub.run("run").words)
+    assert hub.run("run").state == "running"
+    path.unlink()
+    assert left.ended().state == "finished"
+    assert hub.model("job").version == 1
 
 
 # --- the plan

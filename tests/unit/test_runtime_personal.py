@@ -144,6 +144,9 @@ def test_room_is_also_for_weights_to_be_fetched_and_for_what_stays(house, site):
     assert room(assign(), folder) == little + 2 * vector
     keeps = SYNC.model_copy(update={"keep_optimiser": True})
     assert room(assign(sync=keeps), folder) == little + 4 * vector + 3 * vector  # nobody knows yet how large they are
+    turned = Sync.model_validate({"preset": "scaffold", "keep_optimiser": True, "wire": [{"kind": "int8"}]})
+    both = assign(sync=turned, signature=with_control(SIGNATURE))
+    assert room(both, folder) == little + 2 * vector + 2 * vector * 3 + vector * (1 + 2)
     site.round(2)
     own = len(b"own after step %d" % STEPS)
     assert room(assign(position=3, sync=keeps), folder) == little + 4 * vector + 3 * own

@@ -58,3 +58,12 @@ def test_a_task_that_failed_leaves_one_rank_warm_and_of_several_none(house, data
     found: Group = house.place.groups.take(f"{a.code} {a.layout.model_dump_json()} {a.user}", a.layout)
     assert house.workers.started == (1 if stays else 2)
     found.close()
+
+
+def test_the_probes_ranks_are_not_taken_for_those_of_another_layout(house):
+    ranks = ranks_of(house)
+    ranks.order(assign(), ORDER)
+    ranks.order(assign(layout=Layout(data=2)), ORDER)
+    assert (house.workers.started, house.workers.closed) == (2, 1)
+    ranks.order(assign(layout=Layout(data=2)), ORDER)
+    assert (house.workers.started, house.workers.closed) == (2, 1)

@@ -1,16 +1,18 @@
 """Relays as the hub sees them: who is behind whom, in whose name one speaks, and sums that count whole or not."""
 
+from dataclasses import replace
+
 import pytest
 
 from atoll.boundary.channel import Frame
 from atoll.errors import Denied, Invalid, LinkLost, NotFound, Unfit
 from atoll.journal import Journal
 from atoll.runtime.branches import on_way
-from atoll.runtime.machine import AssignTo, Merge
+from atoll.runtime.machine import AssignTo, Merge, step
 from atoll.runtime.shelf import Shelf
 from atoll.runtime.tree import Tree
 from atoll.spec.document import sha256
-from atoll.spec.event import Answered, Certified, Invited, Refused, Revoked
+from atoll.spec.event import Answered, Certified, Invited, Merged, Refused, Revoked
 from atoll.spec.message import Admitted, Closed, Opened, Parcel, Relayed, Unusable, Welcome
 from tests.unit.houses import QUORUM, SIGNATURE, House, hello, source, unread, vector, whole
 from tests.unit.runs import answer, assigned, fold, merges, plan, training
@@ -190,6 +192,43 @@ def test_a_sum_of_which_a_part_is_not_waited_for_is_to_be_made_anew_and_is_nobod
     assert not house.happened("run.rejected")
 
 
+def test_a_second_sum_in_a_stage_is_nobody_s_fault_and_its_sites_bring_their_own(house):
+    running(house)
+    house.desk.take("alps", parcel(house, "ada"), source([whole()]))
+    house.desk.take("alps", parcel(house, "ada"), unread)  # its receipt was lost
+    for _ in range(4):
+        with pytest.raises(Denied, match="alps: a stage takes one update in its name, which is here"):
+            house.desk.take("alps", parcel(house, "bob"), unread)
+    house.desk.take("alps", house.parcel("run", "bob"), source([whole()]))
+    assert not house.happened("run.rejected", "site.quarantined")
+    assert [one.via for one in house.conductor.states["run"].arrived] == [("alps",), ()]
+
+
+def test_a_site_that_becomes_a_relay_has_its_sums_counted_apart_from_what_it_brought_itself(house):
+    running(house)
+    house.bring("dan", house.parcel("run", "dan"))
+    house.conductor.record(*taken_up("dan", None, relay=True, number=1))
+    for site in ("ada", "bob"):
+        house.conductor.record(*taken_up(site, "dan", number=1))
+        house.desk.heard("dan", Relayed(site=site, message=Opened()))
+        house.desk.heard("dan", Relayed(site=site, message=hello(site)))
+    assert on_way(house.desk.tree, house.conductor.states["run"], "ada", house.desk.quarantine) == ()
+    with pytest.raises(Denied, match="a stage takes one update in its name"):
+        house.desk.take("dan", parcel(house, "ada", "bob", via=("dan",)), unread)
+    for site in ("ada", "bob"):
+        house.desk.take("dan", house.parcel("run", site), source([whole()]))
+    house.merge("run", house.files("run").put_weights(vector(seed=2), SIGNATURE))
+    [branch] = on_way(house.desk.tree, house.conductor.states["run"], "ada", house.desk.quarantine)
+    assert (branch.sites, branch.counted) == (("ada", "bob"), None)
+    with pytest.raises(Denied, match="dan: is a relay, which has no part of its own in a run"):
+        house.desk.take("dan", house.parcel("run", "dan"), unread)
+    house.desk.take("dan", parcel(house, "ada", "bob", via=("dan",)), source([whole()]))
+    state = house.conductor.states["run"]
+    merged = Merged(run="run", position=2, sites=("ada", "bob"))
+    after, _ = step(replace(state, arrived=(), merging=state.arrived), merged)
+    assert (after.taken, after.sums) == ({"dan": 1, "ada": 2, "bob": 2}, {"dan": 2})
+
+
 def test_a_sum_that_cannot_be_taken_is_its_relay_s_fault(house):
     running(house)
     for _ in range(3):
@@ -208,6 +247,16 @@ def test_what_a_relay_did_not_take_counts_against_the_site_that_brought_it(house
     house.desk.heard("alps", Relayed(site="ada", message=Unusable(run="run", position=1, epoch=0, words=words)))
     [rejected] = house.happened("run.rejected")
     assert (rejected.site, rejected.words) == ("ada", words)
+
+
+def test_of_a_site_in_quarantine_nothing_is_journalled_that_a_relay_did_not_take(house):
+    running(house, wait=QUORUM)
+    for _ in range(5):
+        unusable = Unusable(run="run", position=1, epoch=0, words="ada: tensor w: not finite")
+        house.desk.heard("alps", Relayed(site="ada", message=unusable))
+        house.settled()
+    assert len(house.happened("run.rejected")) == 3
+    assert [event.site for event in house.happened("site.quarantined")] == ["ada"]
 
 
 @pytest.mark.parametrize("sync", [{"merge": "median"}, {"wait": {"kind": "buffer", "count": 2}}])

@@ -44,7 +44,7 @@ def test_the_file_of_a_spent_update_becomes_that_of_the_next_one(tmp_path, wire)
 
 
 @pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize("frames", [0, 1, 2, 3, -1])
+@pytest.mark.parametrize("frames", [0, 1, 2, -1])
 @pytest.mark.parametrize("wire", [(), INT8])
 def test_an_upload_over_a_spare_goes_on_behind_its_own_last_frame(tmp_path, frames, wire, restart):
     spool = spent(tmp_path, wire=wire)
@@ -60,7 +60,7 @@ def test_an_upload_over_a_spare_goes_on_behind_its_own_last_frame(tmp_path, fram
 
 
 @pytest.mark.parametrize("written", [0, 1, HEADER - 9, HEADER - 8, HEADER - 1])
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_kill_within_a_frame_never_brings_the_spares_own_frames_back(tmp_path, number, written):
     """Behind the last whole frame lie the next one's numbers, ``written`` bytes of its header, and an old frame."""
     spool = spent(tmp_path)
@@ -69,7 +69,7 @@ def test_a_kill_within_a_frame_never_brings_the_spares_own_frames_back(tmp_path,
     chunk = list(encode(SENT, ()))[number]
     header = b"".join(number.to_bytes(8, "little") for number in (chunk.offset, CHUNK, 4 * CHUNK, 0)) + b"atollbit"
     with part(tmp_path).open("r+b") as file:
-        assert file.seek(0, 2) == 4 * FRAME - 4 * (CHUNK - 1000)  # the whole of the old one is there
+        assert file.seek(0, 2) == 3 * FRAME - 4 * (CHUNK - 1000)  # the whole of the old one is there
         file.seek(number * FRAME)
         file.write(header[:written])
         file.seek(number * FRAME + HEADER)

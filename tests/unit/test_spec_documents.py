@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def filled_table(schema: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]
     return {**table, **AGREEING.get(schema.get("title", ""), {})}
 
 
+@cache
 def example(kind: type[Document]) -> Document:
     schema = kind.model_json_schema()
     return parse(kind, filled(schema, schema.get("$defs", {})), kind.__name__)
@@ -170,6 +172,30 @@ def test_an_unreadable_yaml_file_is_told_with_its_place(tmp_path: Path) -> None:
         read_yaml(path)
     with pytest.raises(Invalid, match="cannot be read as text"):
         read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("text", [100_000 * "[", 50_000 * "{a: ", 20_000 * "- " + "a", 10_000 * "? " + "a"])
+def test_yaml_that_is_nested_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(Invalid, match="not valid YAML: more than 100 tables and lists in each other"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: b: c\n", "line 1, column 5: not valid YAML: mapping values are not allowed here"),
+        ("a: 1\nb: @c\n", "line 2, column 4: not valid YAML: found character '@' that cannot start any token"),
+        ("a: *c\n", "line 1, column 4: not valid YAML: found undefined alias 'c'"),
+        ("a: 2026-13-45\n", r"job\.yaml: not valid YAML: month must be in 1..12"),
+    ],
+)
+def test_a_mistake_in_yaml_is_told_with_its_place_and_what_stands_there(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(Invalid, match=words):
+        read_yaml(path)
 
 
 def test_yaml_never_builds_python_objects(tmp_path: Path) -> None:

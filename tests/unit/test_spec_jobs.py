@@ -52,7 +52,11 @@ def test_the_shortest_train_job_leaves_the_rest_to_the_planner() -> None:
             {"optimiser": {"kind": "adamm"}},
             "job.yaml: optimiser.kind: 'adamm': Input should be 'sgd', 'adam' or 'adamw'",
         ),
-        ({"layout": {"tensor": 2}}, "job.yaml: layout.tensor: 2: Input should be 1"),
+        (
+            {"layout": {"shard": 4, "expert": 3}, "batch": 8},
+            "job.yaml: (document): a table: batch: 8: the layout's data x shard x expert make 12 shares",
+        ),
+        ({"layout": {"tensor": 0}}, "job.yaml: layout.tensor: 0: Input should be greater than 0"),
         ({"kind": "trian"}, "job.yaml: kind: 'trian'; did you mean 'train'?"),
     ],
 )

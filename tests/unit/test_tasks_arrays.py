@@ -164,6 +164,14 @@ def test_the_update_is_what_fit_changed_and_the_batches_taken_are_its_weight(tmp
     assert (work.examples, work.loss) == (STEPS * BATCH, 0.5)
     (budget,) = task.budgets
     assert (budget.steps, budget.batch, budget.done, budget.round) == (STEPS, BATCH, 6, 3)
+    assert (budget.place, budget.places) == (0, 1)
+
+
+def test_a_task_is_told_its_sites_place(tmp_path):
+    task = Given(three, step_by(1.0))
+    train(task, tmp_path, place=2, places=5)
+    (budget,) = task.budgets
+    assert (budget.place, budget.places) == (2, 5)
 
 
 def test_a_task_may_say_how_many_examples_it_used(tmp_path):

@@ -6,8 +6,9 @@ from atoll.errors import LinkLost
 from atoll.outer.wire import CHUNK, encode
 from atoll.spec.document import sha256
 from atoll.spec.plan import Transform
+from tests.unit.vectors import noise
 
-SIZE = 3 * CHUNK + 1000  # four frames
+SIZE = 2 * CHUNK + 1000  # three frames
 HEADER = 40
 INT8 = (Transform(kind="clip", value=1.0), Transform(kind="int8"))
 PACKED = (Transform(kind="topk", share=0.1), Transform(kind="zstd"))
@@ -15,11 +16,7 @@ NAME = (1, "lyon")
 WAIT = 20.0
 
 
-def vector(size=SIZE, seed=1):
-    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
-
-
-SENT, OTHER = vector(), vector(seed=2)
+SENT, OTHER = noise(SIZE, 1), noise(SIZE, 2)
 CONTENT, ANOTHER = sha256(SENT.data), sha256(OTHER.data)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 
 import atoll
-from atoll.console import cli_jobs, cli_models, cli_relay, cli_sites
+from atoll.console import cli_cluster, cli_jobs, cli_models, cli_pretrained, cli_relay, cli_sites
 from atoll.console.terminal import CANCELLED, Terminal, say
 from atoll.errors import AtollError, Invalid, Unavailable
 
@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 about = typer.Typer()
 cli_sites.app.add_typer(cli_relay.app, name="relay", rich_help_panel=cli_sites.PANEL)
+cli_sites.app.add_typer(cli_cluster.app, name="cluster", rich_help_panel=cli_sites.PANEL)
+cli_sites.app.add_typer(cli_pretrained.app, name="pretrained", rich_help_panel=cli_sites.PANEL)
 for topic in (cli_jobs.app, cli_models.app, cli_sites.app, about):
     app.add_typer(topic)  # in the order of the help
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from atoll.errors import Invalid, NotFound
 from atoll.spec.document import near_miss, override, parse, read_yaml
 from atoll.spec.event import Result
-from atoll.spec.fleet import Dataset, Fleet, Site
+from atoll.spec.fleet import Dataset, Fleet, Site, SiteFile
 from atoll.spec.job import JOBS, Job, QueryJob, TaskRef, TrainJob, parse_job
 from atoll.spec.model import Bundle, Deployment, Model
 from atoll.spec.plan import Plan, Sync
@@ -133,8 +133,8 @@ def local_fleet(home: Path) -> Fleet:
 
     told: list[Site] = []
     for folder in _site_folders(home).values():
-        site = parse(Site, read_yaml(folder / "site.yaml"), str(folder / "site.yaml"))
-        told.append(site.model_copy(update={"datasets": Catalogue(folder).datasets()}))
+        site = parse(SiteFile, read_yaml(folder / "site.yaml"), str(folder / "site.yaml"))
+        told.append(site.told.model_copy(update={"datasets": Catalogue(folder).datasets()}))
     return Fleet(sites=tuple(told))
 
 

@@ -151,7 +151,10 @@ def outcome(view: RunView) -> RenderableType:
         rows.append(["all sites", *(number(found.metrics[name]) for name in names)])
         parts.append(table("Held-out examples", ("site", *(f">{name}" for name in names)), rows))
     if found.missing:
-        parts.append(text(f"No answer in time outside training: {', '.join(found.missing)}", "yellow"))
+        parts.append(text(f"No answer outside training: {', '.join(found.missing)}", "yellow"))
+    for site, words in sorted(found.failed.items()):
+        said = words if words.startswith(site) else f"{site}: {words}"
+        parts.append(text(f"Failed, and the others went on: {said}", "yellow"))
     if found.model:
         parts.append(
             Text.assemble("Model ", text(found.model, "bold"), "  (atoll models show ", text(found.model), ")")

@@ -14,6 +14,7 @@ from atoll.spec.task import Mean, Scores
 
 BINS = 64  # equal bins of a score histogram on [0, 1]
 _LIMIT = 32  # metrics of one task
+_HIGHEST = 700.0  # e to the power of more is beyond what a float holds, and is left out
 _LABEL: TypeAdapter[str] = TypeAdapter(Label)
 
 
@@ -32,11 +33,11 @@ def totals(metrics: Mapping[str, Mean | Scores]) -> dict[str, Totals]:
 
 
 def merge_totals(sites: Sequence[Mapping[str, Totals]]) -> dict[str, float]:
-    """Return each metric over all sites' examples: a mean, or the area under the ROC curve.
+    """Return each metric over all sites' examples: a mean, e to its power, or the area under the ROC curve.
 
     The area is the Mann-Whitney count over pairs with ties counted half; scores of one bin count as tied, so it is off
-    by at most half the share of pairs that fall into one bin. A metric without examples, or with one class only, is
-    left out. The order of sites does not matter. Raises `Invalid` when sites' forms of a metric differ.
+    by at most half the share of pairs that fall into one bin. A metric without examples, with one class only, or beyond
+    a float is left out. The order of sites does not matter. Raises `Invalid` when sites' forms of a metric differ.
     """
     names = dict.fromkeys(name for site in sites for name in site)
     merged = {name: _merged(name, [site[name] for site in sites if name in site]) for name in names}
@@ -63,7 +64,7 @@ def _totals(name: str, metric: Mean | Scores) -> Totals:
         raise Invalid(f"metric {name}: must be a number and a whole count; give Mean(sum, examples)") from None
     if not math.isfinite(total) or count < 0:
         raise Invalid(f"metric {name}: its total must be finite and its count 0 or more; mend the task's metrics")
-    return Totals(total=total, count=count)
+    return Totals(total=total, count=count, power=bool(metric.power))
 
 
 def _histograms(name: str, metric: Scores) -> Totals:
@@ -90,13 +91,20 @@ def _merged(name: str, parts: list[Totals]) -> float | None:
         raise Invalid(
             f"metric {name}: must be a mean at every site, or a histogram of {BINS} bins per class at every one"
         )
+    if len({part.power for part in parts}) > 1:
+        raise Invalid(f"metric {name}: is a mean at some sites and e to the power of one at others; use the same code")
     count = sum(part.count for part in parts)
     if not count:
         return None
     try:
-        return math.fsum(part.total for part in parts) / count
+        mean = math.fsum(part.total for part in parts) / count
+        return _powered(mean) if parts[0].power else mean
     except OverflowError:
         raise Invalid(f"metric {name}: the sites' totals or counts are too large to add; scale the metric") from None
+
+
+def _powered(mean: float) -> float | None:
+    return math.exp(mean) if mean < _HIGHEST else None
 
 
 def _area(parts: list[Totals]) -> float | None:

@@ -29,12 +29,14 @@ class Rules:
 
     def __init__(self, policy: Policy) -> None:
         text = policy.text
-        mistakes = size_mistakes(text) or syntax_mistakes(text) or _naming_mistakes(text) or type_mistakes(text)
+        mistakes = size_mistakes(text) or syntax_mistakes(text)
+        parsed: dict[str, Any] = {} if mistakes else json.loads(cedarpy.policies_to_json_str(text))
+        mistakes = mistakes or _naming_mistakes(text, parsed) or type_mistakes(text)
         if mistakes:
             raise Invalid("\n".join(f"policy of {policy.party}: {mistake}" for mistake in mistakes))
         self.policy = policy
         self._policies = cedarpy.PolicySet.from_str(policy.text)
-        rules = {name: rule_from_json(entry) for name, entry in _static(policy.text).items()}
+        rules = {name: rule_from_json(entry) for name, entry in parsed["staticPolicies"].items()}
         self._reasons = Reasons(rules)
         self._turn = threading.Lock()
         self._known: OrderedDict[str, Decision] = OrderedDict()  # by question: a decision follows from it alone
@@ -79,11 +81,11 @@ class Rules:
         return Decision(allowed=False, party=self.party, rules=ids, reasons=words)
 
 
-def _naming_mistakes(text: str) -> list[str]:
+def _naming_mistakes(text: str, parsed: dict[str, Any]) -> list[str]:
     """Return which rules cannot be referred to: without an `@id`, with a bad one, or with another rule's."""
-    if _templates(text):
+    if parsed["templates"]:
         return ["line 1: a template (?principal, ?resource) permits nothing by itself; write the rule out"]
-    entries = list(_static(text).values())
+    entries = list(parsed["staticPolicies"].values())
     if not entries:
         return [
             "line 1: there is no rule in it, and without a rule all is refused; write at least one permit or forbid"
@@ -100,11 +102,3 @@ def _naming_mistakes(text: str) -> list[str]:
             found.append(f"{statement.place}: the rule in line {seen[name]} has this name too; give each its own")
         seen.setdefault(name, statement.line)
     return found
-
-
-def _static(text: str) -> dict[str, dict[str, Any]]:
-    return json.loads(cedarpy.policies_to_json_str(text))["staticPolicies"]
-
-
-def _templates(text: str) -> dict[str, Any]:
-    return json.loads(cedarpy.policies_to_json_str(text))["templates"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fsspec
 
+from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -108,17 +109,9 @@ def _publish(folder: Path, digest: str, data: memoryview) -> None:
             home = folder / digest[7:9]
             home.mkdir(exist_ok=True)
             part.replace(home / digest[9:])
-            _sync_folder(home)
+            sync_folder(home)
         finally:
             part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from atoll.errors import Corrupt, Invalid
 from atoll.spec.document import parse
-from atoll.spec.model import Signature, TensorSpec
+from atoll.spec.model import Signature, TensorSpec, elements
 
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 _NAME_LIMIT = 1000
@@ -27,7 +27,7 @@ def save(vector: np.ndarray, signature: Signature) -> bytes:
 
 def check(vector: np.ndarray, signature: Signature) -> None:
     """Raise `Invalid` for a vector that the signature does not describe."""
-    total = sum(spec.size for spec in signature)
+    total = elements(signature)
     if vector.shape != (total,) or vector.dtype != np.float32:
         raise Invalid(
             f"weights: {vector.dtype} of shape {vector.shape} where the signature has {total} float32 numbers"

@@ -82,11 +82,13 @@ class Branches:
     # --- in whose name a relay brings and fetches
 
     def speaker(self, caller: str, site: str | None) -> str:
-        """Return for whom a caller brings or fetches: a site behind it, or itself. Raises `Denied`."""
-        if site is None or site == caller:
-            return caller
-        if caller not in self._tree.way(site):
+        """Return for whom a caller brings or fetches: a site behind it, or itself unless it is a relay, whose name in a
+        stage is that of its sum. Raises `Denied`."""
+        site = site or caller
+        if site != caller and caller not in self._tree.way(site):
             raise Denied(f"{caller}: answers for {site!r}, which is not behind it; a site speaks for itself only")
+        if self._tree.is_relay(site):
+            raise Denied(f"{site}: is a relay, which has no part of its own in a run; submit the job again without it")
         return site
 
     def maker(self, caller: str, answers: tuple[Answer, ...]) -> str:
@@ -117,13 +119,13 @@ def on_way(tree: Tree, state: State, site: str, quarantine: Quarantine) -> tuple
     way = tree.way(site)
     if not way or not summable(state):
         return ()
-    silent = (one for one in state.members if state.idle(one) and one not in state.spoiled)
+    silent = (one for one in state.members if state.idle(one) and one not in state.spoiled | state.failed)
     waited = [one for one in silent if not quarantine.words(one)]
     return tuple(
         Branch(
             relay=relay,
             sites=tuple(one for one in waited if relay in tree.way(one)),
-            counted=state.taken.get(relay),
+            counted=state.sums.get(relay),
         )
         for relay in way
         if not has_sum(state, relay)
@@ -131,5 +133,6 @@ def on_way(tree: Tree, state: State, site: str, quarantine: Quarantine) -> tuple
 
 
 def has_sum(state: State, relay: str) -> bool:
-    """Tell whether a relay's sum for the current stage is here, by itself or within another's."""
-    return any(relay in answer.via for answer in (*state.arrived, *state.merging))
+    """Tell whether a relay's sum for the current stage is here, by itself or within another's; or what it brought
+    while it was a site, which has the name that a sum would have."""
+    return any(relay in (answer.site, *answer.via) for answer in (*state.arrived, *state.merging))

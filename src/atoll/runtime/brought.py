@@ -13,7 +13,7 @@ from atoll.spec.event import Answer
 from atoll.spec.fleet import Dataset, Site
 from atoll.spec.job import QueryJob, TrainJob
 from atoll.spec.message import Parcel
-from atoll.spec.model import Signature, fits
+from atoll.spec.model import Signature, elements, fits
 from atoll.spec.plan import Sync, Transform
 
 _MODEL_LIMIT = 1 << 33  # elements of a model: 32 GiB in float32
@@ -24,7 +24,7 @@ _LOSS_LIMIT = 3.4e38  # of float32
 def expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[Transform, ...], int]:
     """Return the wire and the size that an update must have, by the hub's own state and not by what it says."""
     if state.work == "initialise":
-        size = sum(spec.size for spec in answer.signature)
+        size = elements(answer.signature)
         if not 0 < size <= _MODEL_LIMIT or size != parcel.size:
             raise Invalid(f"{answer.site}: first weights of {parcel.size} elements where the signature has {size}")
         patterns = state.plan.sync.keep_local if state.plan is not None else ()
@@ -47,8 +47,8 @@ def expected(state: State, answer: Answer, parcel: Parcel) -> tuple[tuple[Transf
 def span(state: State, answer: Answer) -> tuple[int, int]:
     """Return which elements of the model an answer is about, from and up to: a fragment in a train stage, else all."""
     if state.work == "initialise":
-        return 0, sum(spec.size for spec in answer.signature)
-    size = sum(spec.size for spec in state.signature)
+        return 0, elements(answer.signature)
+    size = elements(state.signature)
     return (0, size) if state.plan is None else state.plan.sync.span(size, answer.version)
 
 

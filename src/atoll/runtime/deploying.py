@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from atoll.errors import AtollError, Invalid, Unavailable
+from atoll.data.catalogue import Catalogue
+from atoll.errors import AtollError, Invalid, NotFound, Unavailable
 from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.desk import Parts
 from atoll.runtime.planning import ROLES
@@ -12,6 +13,7 @@ from atoll.runtime.roster import Roster
 from atoll.spec.event import Deployed, Undeployed
 from atoll.spec.model import Bundle, Deployment, Model
 from atoll.spec.policy import Request
+from atoll.spec.pretrained import Pretrained
 from atoll.spec.run import DeploymentView
 
 
@@ -19,7 +21,13 @@ class Deployer(Protocol):
     """Who runs replicas. Serving and the runtime do not know each other; whoever hosts the hub brings them together."""
 
     def start(
-        self, deployment: Deployment, model: Model, bundle: Path, weights: Path, columns: Mapping[str, str]
+        self,
+        deployment: Deployment,
+        model: Model,
+        bundle: Path,
+        weights: Path,
+        columns: Mapping[str, str],
+        pretrained: Pretrained | None = None,
     ) -> DeploymentView: ...
     def stop(self, name: str) -> DeploymentView: ...
     def views(self) -> tuple[DeploymentView, ...]: ...
@@ -27,10 +35,11 @@ class Deployer(Protocol):
 
 
 class Deploying:
-    """One hub's deployments; the code of their models is laid out under ``folder``."""
+    """One hub's deployments. In its ``folder`` their models' code is laid out, and pretrained files are listed."""
 
     def __init__(self, deployer: Deployer, folder: Path, parts: Parts, roster: Roster) -> None:
-        self._deployer, self._folder, self._roster = deployer, folder, roster
+        self._deployer, self._folder, self._roster = deployer, folder / "code", roster
+        self._catalogue = Catalogue(folder)
         self._gate, self._conductor, self._models, self._blobs = parts.gate, parts.conductor, parts.models, parts.blobs
 
     def deploy(self, deployment: Deployment, user: str) -> DeploymentView:
@@ -55,7 +64,20 @@ class Deploying:
         folder = self._folder / model.code.removeprefix("sha256:")
         if not laid_out(folder, model.code):
             write_bundle(bundle, folder)
-        return self._deployer.start(deployment, model, folder, self._blobs.local(model.weights), model.columns)
+        weights = self._blobs.local(model.weights)
+        return self._deployer.start(deployment, model, folder, weights, model.columns, self._pretrained(model))
+
+    def _pretrained(self, model: Model) -> Pretrained | None:
+        """Return the files that a model needs besides its own weights; raise `NotFound` where none such are listed."""
+        if model.pretrained is None:
+            return None
+        found = next((one for one in self._catalogue.pretrained() if one.digest == model.pretrained), None)
+        if found is None:
+            raise NotFound(
+                f"deployment: {model.reference} needs the pretrained files {model.pretrained}, and the hub lists none "
+                "such; add their folder here by: atoll pretrained add NAME FOLDER --hub"
+            )
+        return found
 
     def redeploy(self, user: str) -> list[DeploymentView]:
         """Start what an earlier hub of this home had deployed; blocks until each answers or has failed."""

@@ -185,12 +185,16 @@ class Desk:
             log.warning("%s speaks of run %s, in which it has no part", site, event.run)
 
     def _failed(self, site: str, message: Failure) -> None:
-        """A failure in a stage that went on without this site is nobody's any more: it may do well in the next."""
+        """Hand on that a site failed, to end the run or not; in a stage that went on without it, it is nobody's any
+        more."""
         state = self._conductor.states.get(message.run)
         if state is not None and state.phase == "running" and spent(state, message.position, site):
             log.info("%s: failed in stage %d of run %s, too late: %s", site, message.position, state.run, message.words)
             return
-        self._told(site, Broken(run=message.run, site=site, words=message.words, error=message.error))
+        if self._takes_part(site, message.run) and not self.quarantine.words(site):
+            self._note(message.run, site, "failed")
+        said = {"position": message.position, "words": message.words, "error": message.error}
+        self._told(site, Broken.model_validate({"run": message.run, "site": site, **said}))
 
     def _release(self, site: str, runs: tuple[str, ...]) -> None:
         """Let a site drop what it keeps of runs that ended while it was away, or that this hub has never heard of."""

@@ -21,6 +21,7 @@ from atoll.runtime.ranks import Ranks
 from atoll.runtime.reports import Reports, disk_full
 from atoll.runtime.stages import Stages
 from atoll.spec.message import Assign
+from atoll.spec.model import elements
 
 _BACKOFF = (0.05, 2.0)  # seconds between two tries after a broken link, or on a full disk: from, up to
 _LOOK = 0.5  # seconds between two looks whether an earlier errand of the run has ended
@@ -185,10 +186,12 @@ def room(a: Assign, folder: RunFolder) -> int:
     fed back, control variates, the tensors that stay here, two moments of an optimiser for all that is trained, and a
     site's own weights where they go on.
     """
-    sync, vector = a.sync, 4 * sum(spec.size for spec in a.signature)
+    sync, vector = a.sync, 4 * elements(a.signature)
     size = _LITTLE + vector * (a.weights is not None and folder.fetched != a.weights)
     if a.work == "train":
-        size += vector * (1 + 2 * recalls(sync.wire) + sync.control + 2 * sync.keep_optimiser + sync.streaming)
+        size += vector * (1 + 2 * recalls(sync.wire))
+        vector //= 1 + sync.control  # with which half of what is exchanged is control variates
+        size += vector * (sync.control + 2 * sync.keep_optimiser + sync.streaming)
         if sync.keep_local:  # the signature lacks them: before the first round they are taken for as large again
             size += (folder.local_bytes(a.position) or vector) * (1 + 2 * sync.keep_optimiser)
     return size

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 from pydantic import TypeAdapter, ValidationError
 
+from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Unavailable
 from atoll.outer.optimiser import State as OuterState
 from atoll.outer.optimiser import from_arrays, to_arrays
@@ -192,7 +193,7 @@ class RunFiles:
                 os.fsync(file.fileno())
             digest = "sha256:" + hasher.hexdigest()
             os.replace(made, self._path(digest))
-            _sync_folder(self.folder)  # without it the rename itself may be lost with the power
+            sync_folder(self.folder)
         except OSError as error:
             self._spares.keep(0)
             raise Unavailable(f"{self.folder}: {error.strerror}; free some space and the run goes on") from None
@@ -215,14 +216,6 @@ def _write(file: io.FileIO, data: memoryview) -> int:
     while written < len(data):  # a disk that fills up takes a part, and tells why at the next try
         written += file.write(data[written:])
     return written
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read_only(vector: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from atoll.policy.load import LivePolicy
 from atoll.registry.blobs import Blobs
 from atoll.registry.lineage import LineageTree
 from atoll.registry.models import Models
-from atoll.runtime import faults
+from atoll.runtime import faults, heap
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.deploying import Deployer, Deploying
 from atoll.runtime.desk import Desk, Parts
@@ -66,6 +66,7 @@ class Hub:
 
     def __init__(self, home: Path, deployer: Deployer, site_port: int = 0, lock: IO[str] | None = None) -> None:
         faults.arm()
+        heap.keep_freed()
         self.home = home.absolute()
         folder = self.home / "hub"
         self._lock = lock or take(home)
@@ -90,7 +91,7 @@ class Hub:
             tree=tree,
         )
         self._desk = Desk(parts)
-        self.deploying = Deploying(deployer, folder / "code", parts, self._roster)
+        self.deploying = Deploying(deployer, folder, parts, self._roster)
         self._performer = Performer(parts, self._desk, self._views.decided)
         self.record = Record(self._journal, self.home / "sites", self._views.borders, self._state)
         self._conductor.start()

@@ -20,7 +20,7 @@ from atoll.runtime.place import Place
 from atoll.runtime.reports import Reports
 from atoll.spec.document import parse_json, sha256
 from atoll.spec.message import Assign, Parcel
-from atoll.spec.model import Bundle
+from atoll.spec.model import Bundle, elements
 
 _BUNDLE_LIMIT = 8 << 20  # bytes of a code bundle
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Incoming:
         return path
 
     def _fetch(self, a: Assign, base: str | None) -> None:
-        size, gate = sum(spec.size for spec in a.signature), self._place.gate
+        size, gate = elements(a.signature), self._place.gate
         asked = Parcel(run=a.run, purpose="weights", size=size, digest=a.weights, base=base)
         whole = self._place.crossing(a, "model", out=False, size=size * 4, digest=a.weights)
         if base is None:
@@ -102,7 +102,7 @@ class Incoming:
 
 
 def _whole(a: Assign, frames: Iterator[FrameLike]) -> Iterator[Bytes]:
-    size, filled = sum(spec.size for spec in a.signature), 0
+    size, filled = elements(a.signature), 0
     for frame in frames:
         if frame.offset != filled:
             raise _other(a)
@@ -125,7 +125,7 @@ def _write(file: BinaryIO, pieces: Iterator[Bytes], a: Assign) -> None:
         hasher.update(piece)
         file.write(piece)
         filled += len(piece)
-    if filled != 4 * sum(spec.size for spec in a.signature) or "sha256:" + hasher.hexdigest() != a.weights:
+    if filled != 4 * elements(a.signature) or "sha256:" + hasher.hexdigest() != a.weights:
         raise _other(a)
 
 

@@ -175,7 +175,11 @@ class Intake:
             raise
 
     def unusable(self, site: str, message: Unusable) -> None:
-        """Journal that a relay did not take what this site brought, as if it had been brought here."""
+        """Journal that a relay did not take what this site brought, as if it had been brought here: from quarantine
+        nothing more of it is."""
+        if self._quarantine.words(site):
+            log.info("run %s: from quarantine, and not taken by a relay: %s", message.run, message.words)
+            return
         state = self._conductor.states[message.run]
         answer = Answer(site=site, position=message.position, epoch=message.epoch)
         self._conductor.post(self._rejected(state, answer, message.words))
@@ -248,8 +252,11 @@ def _check_single(answer: Answer) -> None:
 
 
 def _check_sum(state: State, relay: str, answers: tuple[Answer, ...]) -> None:
-    """Raise `Invalid` for a sum that the hub did not ask this relay for."""
-    if not summable(state) or has_sum(state, relay):
+    """Raise `Invalid` for a sum that the hub did not ask this relay for, `Denied` for a second one in a stage: it may
+    have made that before it knew that the first one counts, and each of these sites may still bring its own."""
+    if has_sum(state, relay):
+        raise Denied(f"{relay}: a stage takes one update in its name, which is here; pass the others on by themselves")
+    if not summable(state):
         raise Invalid(f"{relay}: a sum of several updates, where stage '{state.work}' waits for single ones")
     if len({(one.position, one.epoch, one.version) for one in answers}) > 1:
         raise Invalid(f"{relay}: a sum of updates of several stages, which have nothing in common; update the relay")

@@ -9,7 +9,7 @@ journal an event before folding it here, so that folding the journal again gives
 from dataclasses import dataclass, replace
 
 from atoll.runtime import waits
-from atoll.runtime.state import Phase, State, expects, spooled
+from atoll.runtime.state import Phase, State, expects, spent, spooled
 from atoll.spec.event import (
     Answer,
     Answered,
@@ -109,9 +109,7 @@ def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912
         case Refused():
             return _refused(state, event)
         case Broken():
-            told = event.site == "hub" or event.words.startswith(event.site)  # the words name a site by themselves
-            words = event.words if told else f"{event.site}: {event.words}"
-            return _end(state, "failed", words, event.error)
+            return _broken(state, event)
         case Cancelled():
             return _end(state, "cancelled", f"cancelled by {event.user}")
         case Published():
@@ -167,7 +165,8 @@ def _joined(state: State, site: str) -> Next:
     state = replace(state, live=state.live | {site})
     if site in state.members:
         # What is being merged takes no more answers, and the next stage asks this site too. Only a buffer does.
-        useful = state.idle(site) and site not in state.spoiled and (not state.merging or state.rule == "buffer")
+        useful = state.idle(site) and site not in state.spoiled | state.failed
+        useful = useful and (not state.merging or state.rule == "buffer")
         return state, [AssignTo(site)] if useful else []
     if state.work == "initialise" and (state.lapsed or not state.members) and not state.merging:
         return _ask_another(state)
@@ -199,6 +198,8 @@ def _rejected(state: State, event: Rejected) -> Next:
     site = event.site
     if event.late or event.epoch < state.epoch or site not in state.members or not state.idle(site):
         return state, []
+    if site in state.failed:
+        return state, []
     if state.rule == "buffer":  # no round is anybody's own: it begins again from the newest version
         return state, [AssignTo(site)] if site in state.live else []
     if event.position < state.position or state.merging:  # the site has other work by now
@@ -220,6 +221,44 @@ def _barred(state: State, event: Barred) -> Next:
     return _settle(replace(state, live=state.live - {event.site}))
 
 
+def _broken(state: State, event: Broken) -> Next:
+    """End the run, unless it was a site that failed, and its stage can go on with others. What a site says of a stage
+    that has ended, or of one that it has answered, is nobody's any more."""
+    site, position = event.site, event.position
+    if position is None or state.phase == "planning" or site not in state.everyone:
+        return _fail(state, event)
+    if spent(state, position, site):
+        return state, []
+    if state.rule == "all":
+        return _fail(state, event)
+    if site not in state.members or site in state.failed or not state.idle(site):
+        return state, []
+    failed = {site: event.words, **state.result.failed}
+    state = replace(state, failures=(*state.failures, event), spoiled=state.spoiled - {site})
+    return _without(replace(state, result=state.result.model_copy(update={"failed": failed})), site)
+
+
+def _without(state: State, site: str) -> Next:
+    """Go on without a site that has just failed. A mistake of the user's fails everywhere: then too few are left, and
+    the run ends in the words of the first."""
+    plan = state.plan
+    assert plan is not None
+    if state.work == "initialise":  # others may make the first weights, and this one may still train
+        state = replace(state, declined=state.declined | {site})
+        if state.merging:
+            return state, []
+        if waits.initialisers(plan, state.gone | state.declined):
+            return _ask_another(state)
+    elif state.merging or waits.suffice(plan, state.work, state.sound):
+        return _settle(state)
+    return _fail(state, state.failures[0])
+
+
+def _fail(state: State, event: Broken) -> Next:
+    told = event.site == "hub" or event.words.startswith(event.site)  # the words name a site by themselves
+    return _end(state, "failed", event.words if told else f"{event.site}: {event.words}", event.error)
+
+
 def _awaits(state: State, site: str) -> bool:
     """Tell whether this stage or a later one ends with no fewer than all of its sites, and waits for this one."""
     assert state.plan is not None
@@ -238,7 +277,7 @@ def _settle(state: State) -> Next:
     if state.spoiled and not waits.dispensable(state.plan, state.work, len(members), _able(state)):
         again = [AssignTo(site) for site in members if site in state.spoiled & state.live]
         return replace(state, spoiled=frozenset()), [*again]
-    if len(state.arrived) < waits.needed(state.plan, state.work, len(members) - len(state.spoiled), state.lapsed):
+    if len(state.arrived) < waits.needed(state.plan, state.work, state.sound - len(state.spoiled), state.lapsed):
         return state, []
     # Sorted by plan order, so that what is merged never depends on who was first.
     answers = tuple(sorted(state.arrived, key=lambda answer: members.index(answer.site)))
@@ -246,38 +285,42 @@ def _settle(state: State) -> Next:
 
 
 def _able(state: State) -> int:
-    """Return how many members are here, or have answered, and were not rejected."""
+    """Return how many members are here, or have answered, and were not rejected and have not failed."""
     answered = {answer.site for answer in state.arrived}
-    return sum(site not in state.spoiled and (site in state.live or site in answered) for site in state.members)
+    without = state.spoiled | state.failed
+    return sum(site not in without and (site in state.live or site in answered) for site in state.members)
 
 
 def _merged(state: State, event: Merged) -> Next:
     if event.position != state.position or not state.merging:
         return state, []
-    trained = state.work == "train"
+    trained, failed = state.work == "train", state.failed
+    result = event.result.model_copy(update={"failed": state.result.failed}) if event.result else state.result
     state = replace(
         state,
         position=state.position + 1,
         version=state.version + (1 if trained else 0),
         merging=(),
         seen=state.seen | {a.site for a in state.merging} if state.work in ("measure", "train") else state.seen,
-        taken=state.taken | {name: one.position for one in state.merging for name in (one.site, *one.via)},
+        taken=state.taken | {one.site: one.position for one in state.merging},
+        sums=state.sums | {relay: one.position for one in state.merging for relay in one.via},
         steps=state.steps | {one.site: state.steps.get(one.site, 0) + one.steps for one in state.merging},
         lapsed=False,
         spoiled=frozenset(),
+        failures=(),
         weights=event.weights or state.weights,
         outer=event.outer or state.outer,
         signature=event.signature or state.signature,
         statistics=event.statistics or state.statistics,
         losses=(*state.losses, event.loss) if trained and event.loss is not None else state.losses,
-        result=event.result or state.result,
+        result=result,
     )
     if state.position == len(state.stages):
         return _end(state, "finished", "")
     if not trained or state.rule != "buffer":
         return _open(replace(state, arrived=()))
-    # Asynchronous: whoever was merged starts from the new version; the others are still at work on an older one.
-    back = [site for site in state.members if site in event.sites and site in state.live]
+    # Asynchronous: whoever was merged, or failed, starts from the new version; the others are at work on an older one.
+    back = [site for site in state.members if site in failed.union(event.sites) & state.live]
     state, settled = _settle(state)
     return state, [*(AssignTo(site) for site in back), *_alarms(state), *settled]
 
@@ -292,10 +335,11 @@ def _expired(state: State, event: Expired) -> Next:
         return state, commands
     if not event.final:
         return _ask_another(state) if state.work == "initialise" else (state, [])
-    silent = ", ".join(state.silent or waits.initialisers(plan, state.gone | state.declined))
+    awaited = [site for site in state.silent if site not in state.failed]
+    silent = ", ".join(awaited or waits.initialisers(plan, state.gone | state.declined))
     patience = f"{plan.sync.wait.patience:g}"
     words = f"no answer to '{state.work}' from {silent} in {patience} s (sync.wait.patience)"
-    return _end(state, "failed", words, "Unavailable")
+    return _end(state, "failed", "; ".join((words, *(event.words for event in state.failures[:1]))), "Unavailable")
 
 
 def _restarted(state: State, event: Restarted) -> Next:
@@ -331,12 +375,12 @@ def _refused(state: State, event: Refused) -> Next:
             return _end(state, "failed", words, "Denied")
         return (left, []) if left.merging else _ask_another(left)
     left = replace(left, gone=state.gone | {event.site})
-    if waits.suffice(state.plan, state.work, len(left.members)):
+    if waits.suffice(state.plan, state.work, left.sound):
         others = (one.site for one in state.arrived if spooled(one) in void and one.site != event.site)
         again = [AssignTo(site) for site in others if site in left.live]
         left, commands = _settle(left)
         return left, commands if left.merging else [*again, *commands]
-    if state.work == "evaluate" and state.rule != "all" and state.position + 1 < len(state.stages):
+    if state.work == "evaluate" and state.rule != "all" and not left.members and state.position + 1 < len(state.stages):
         return (left, []) if left.merging else _open(left)  # nobody is left to evaluate: it goes out without metrics
     return _end(state, "failed", words, "Denied")
 

@@ -19,7 +19,7 @@ from atoll.runtime.files import RunFiles
 from atoll.runtime.state import State, spooled
 from atoll.spec.event import Answer, Merged, Result
 from atoll.spec.job import QueryJob
-from atoll.spec.model import with_control
+from atoll.spec.model import elements, with_control
 
 
 def merged(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
@@ -45,7 +45,7 @@ def _initialise(state: State, answers: Sequence[Answer], files: RunFiles) -> Mer
     assert answer.update is not None
     name = spooled(answer)
     files.spool.check(name, answer.update)
-    size = sum(spec.size for spec in answer.signature)
+    size = elements(answer.signature)
     control = state.plan.sync.control
     signature = with_control(answer.signature) if control else answer.signature
     vector = np.zeros(2 * size if control else size, dtype=np.float32)  # control variates begin at nothing

@@ -20,6 +20,7 @@ from atoll.runtime.frames import frames, payload_bytes, pieces
 from atoll.runtime.kept import Kept, RunFolder
 from atoll.spec.document import canonical, sha256
 from atoll.spec.message import Assign
+from atoll.spec.model import elements
 from atoll.spec.plan import Transform
 
 
@@ -30,7 +31,7 @@ def encode_with_feedback(folder: RunFolder, a: Assign) -> int:
     `TaskFailed` where the corrected update is not finite.
     """
     update, (first, last) = mapped(folder.update(a.position)), span(a)
-    residual = folder.last_residual(a.counted, sum(spec.size for spec in a.signature))
+    residual = folder.last_residual(a.counted, elements(a.signature))
     residual_crc = 0
     with (
         appearing(folder.wire(a.position), durable=True) as sent,
@@ -56,7 +57,7 @@ def _write(file: BinaryIO, values: np.ndarray, crc: int) -> int:
 
 def span(a: Assign) -> tuple[int, int]:
     """Return which elements of the model a train round exchanges, from and up to."""
-    return a.sync.span(sum(spec.size for spec in a.signature), a.version)
+    return a.sync.span(elements(a.signature), a.version)
 
 
 def outgoing(path: Path, wire: tuple[Transform, ...]) -> Source:

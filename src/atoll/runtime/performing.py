@@ -88,14 +88,21 @@ class Performer:
         (pool or self._pool).submit(do)
 
     def _patiently(self, state: State, work: "Callable[[], list[Event]]") -> list[Event]:
-        """Do what needs only the hub's own disk. While that is full the run says so and waits; nothing is lost."""
+        """Do what needs only the hub's own disk. While that is full the run says so and waits, but no longer than it
+        does for a site; until then nothing is lost."""
+        assert state.plan is not None
+        patience = state.plan.sync.wait.patience
+        until = time.monotonic() + patience
         while not (self._conductor.closing or self._conductor.states[state.run].over):
             try:
                 return work()
             except Unavailable as error:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise Unavailable(f"{error}; it was tried for {patience:g} s (sync.wait.patience)") from None
                 self._conductor.trouble = str(error)
                 self._changed(state.run)
-                time.sleep(_RETRY)
+                time.sleep(min(_RETRY, left))
         return []
 
     def _merge(self, state: State, answers: tuple[Answer, ...]) -> list[Event]:
@@ -161,18 +168,20 @@ class Performer:
         )
         if isinstance(job, TrainJob):
             done = state.version * plan.sync.stride
-            task = TaskName(file=job.task.file, name=job.task.name, params=job.task.params)
+            task = TaskName.of(job.task)
             steps = max(1, min(plan.sync.stride, job.steps - done))
             newest = state.taken.get(site)
             counted = newest if newest is not None and state.stages[newest] == "train" else None
             if plan.sync.seconds is not None:  # each site goes on in its batches where its last merged round stopped
                 done = state.steps.get(site, 0)
             here = {"task": task, "done": done, "steps": steps, "counted": counted}
+            if site in plan.sites:  # also while some have no part any more: its place stays its own
+                here |= {"place": plan.sites.index(site), "places": len(plan.sites)}
             branches = on_way(self._tree, state, site, self._desk.quarantine)
             return assign.model_copy(update={**here, "branches": branches})
         if isinstance(job, EvaluateJob | PredictJob):
             model = self._models.get(job.model)
-            task = TaskName(file=model.file, name=model.task, params=model.params)
+            task = TaskName.of(model)
             known = {"weights": model.weights, "signature": model.signature, "statistics": model.statistics}
             own = {"keep_local": model.keep_local, "made_by": model.lineage.run}
             return assign.model_copy(update={"task": task, **known, **own})
@@ -203,6 +212,7 @@ class Performer:
                 task=job.task.name,
                 file=job.task.file,
                 params=job.task.params,
+                pretrained=job.task.pretrained,
                 signature=signature,
                 keep_local=state.plan.sync.keep_local,
                 columns=columns(state.fleet, seen, dataset),

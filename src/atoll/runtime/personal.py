@@ -8,6 +8,7 @@ import logging
 import os
 from pathlib import Path
 
+from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Invalid, NotFound
 from atoll.runtime.kept import RunFolder
 from atoll.spec.message import Assign
@@ -35,7 +36,7 @@ def keep(home: Path, run: str, folder: RunFolder) -> None:
         return
     place.parent.mkdir(exist_ok=True)
     os.replace(path, place)  # flushed when it was kept
-    _sync(place.parent)
+    sync_folder(place.parent)
     kept = sorted(place.parent.glob("*.safetensors"), key=lambda one: one.stat().st_mtime_ns)
     for old in kept[:-MOST]:
         old.unlink(missing_ok=True)
@@ -84,11 +85,3 @@ def check_stays(a: Assign, signature: Signature) -> None:
 
 def _place(home: Path, run: str) -> Path:
     return home / "personal" / f"{run}.safetensors"
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ from atoll.spec.fleet import Site
 from atoll.spec.job import QueryJob
 from atoll.spec.message import Assign
 from atoll.spec.policy import Crossing, CrossingKind, Request
+from atoll.spec.pretrained import Pretrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,22 @@ class Place:
         name = _name(a)
         self.gate.ask(self._request(a, "open"), f"{self.site.name}/{name}", run=a.run)
         return self._planned(a, self.catalogue.verify(name))
+
+    def pretrained(self, a: Assign) -> Pretrained | None:
+        """Return the pretrained files that the assignment's task names. Raises `Denied` where none such are listed.
+
+        They are verified by whoever reads them, in the very bytes that it reads.
+        """
+        wanted = a.task.pretrained if a.task is not None else None
+        if wanted is None:
+            return None
+        found = next((one for one in self.catalogue.pretrained() if one.digest == wanted), None)
+        if found is None:
+            raise Denied(
+                f"{self.site.name} refuses: task.pretrained: it has none that is {wanted}; "
+                "its owner adds the folder there by: atoll pretrained add NAME FOLDER"
+            )
+        return found
 
     def crossing(self, a: Assign, kind: CrossingKind, out: bool, size: int, **more: object) -> Request:
         """Return the question whether ``size`` bytes of this kind may leave (or enter) for this run."""

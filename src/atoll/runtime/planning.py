@@ -71,7 +71,7 @@ class Planning:
             self._desk.questions.abandon("the plan is made", run=self._run)
 
     def _assignment(self, job: TrainJob) -> Assign:
-        task = TaskName(file=job.task.file, name=job.task.name, params=job.task.params)
+        task = TaskName.of(job.task)
         return Assign(
             run=self._run,
             epoch=0,

@@ -10,7 +10,8 @@ from atoll.runtime.executor import Group
 from atoll.runtime.incoming import Incoming
 from atoll.runtime.place import Place
 from atoll.runtime.reports import Reports
-from atoll.spec.job import PredictJob, QueryJob
+from atoll.spec.compute import Compute
+from atoll.spec.job import PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Ahead, Assign, Open, Order, Reply
 
 _ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died
@@ -43,6 +44,8 @@ class Ranks:
         """
         self.join()
         self._ahead = None
+        if self._group is not None and self._key != _key(a):
+            self._drop()  # the probe's: the plan has another layout than was tried
         for attempt in range(_ATTEMPTS):
             opened = self._opened(a)
             try:
@@ -123,12 +126,15 @@ class Ranks:
             data=a.job.data,
             seed=0 if isinstance(a.job, PredictJob) else a.job.seed,
             statistics=a.statistics,
+            pretrained=self._place.pretrained(a),
+            layout=a.layout,
+            compute=a.job.compute if isinstance(a.job, TrainJob) else Compute(),
         )
 
     def _started(self, a: Assign) -> Group:
         group = self._group
         if group is None:
-            self._key = f"{a.code} {a.layout.model_dump_json()} {a.user}"
+            self._key = _key(a)
             group = self._group = self._place.groups.take(self._key, a.layout)
         return group
 
@@ -154,3 +160,7 @@ class Ranks:
             if not usable:
                 self._drop()
             self._busy.clear()
+
+
+def _key(a: Assign) -> str:
+    return f"{a.code} {a.layout.model_dump_json()} {a.user}"

@@ -22,6 +22,7 @@ from atoll.spec.event import (
     Answer,
     Answered,
     Barred,
+    Broken,
     Expired,
     Joined,
     Lost,
@@ -47,7 +48,7 @@ _ZERO = sha256(b"")
 class Fault:
     """One line of a script; made by the functions below."""
 
-    kind: Literal["lose", "slow", "refuse", "spoil", "release", "restart_hub"]
+    kind: Literal["lose", "slow", "refuse", "spoil", "fail", "release", "restart_hub"]
     at_round: int  # from 1 on; any one of a stage that there is once
     at_stage: Work
     site: str = ""
@@ -73,6 +74,11 @@ def refuse(site: str, at_round: int = 1, at_stage: Work = "train") -> Fault:
 def spoil(site: str, at_round: int = 1, times: int = 1, at_stage: Work = "train") -> Fault:
     """From this round on the next so many answers of the site cannot be taken. Three in a row: it is in quarantine."""
     return Fault("spoil", at_round, at_stage, site, times)
+
+
+def fail(site: str, at_round: int = 1, times: int = 1, at_stage: Work = "train") -> Fault:
+    """From this round on the task fails at the site the next so many times."""
+    return Fault("fail", at_round, at_stage, site, times)
 
 
 def release(site: str, at_round: int = 1, at_stage: Work = "train") -> Fault:
@@ -132,6 +138,7 @@ class _World:
         self._away: set[str] = set()
         self._factor: dict[str, float] = {}
         self._spoilt: dict[str, int] = {}  # answers still to come that cannot be taken
+        self._failing: dict[str, int] = {}  # times still to come
         self._rejected: dict[str, int] = {}  # in a row
         self._barred: set[str] = set()
         self._hub = self._assignments = self._struck = 0
@@ -221,6 +228,10 @@ class _World:
 
     def _answer(self, site: str, place: dict[str, int]) -> RunEvent:
         run = self._state.run
+        if self._failing.get(site):
+            self._failing[site] -= 1
+            words = f"{site}: loss is nan"
+            return Broken(run=run, site=site, position=place["position"], words=words, error="TaskFailed")
         if self._spoilt.get(site):
             self._spoilt[site] -= 1
             at = {"position": place["position"], "epoch": place["epoch"]}
@@ -249,6 +260,8 @@ class _World:
                 self._factor[site] = fault.value or 1.0
             case "spoil":
                 self._spoilt[site] = int(fault.value or 0)
+            case "fail":
+                self._failing[site] = int(fault.value or 0)
             case "lose":
                 self._at(soon, _Dated(Lost(run=run, site=site)))
                 if fault.value is not None:

@@ -32,7 +32,7 @@ from atoll.spec.event import Answer, ColumnSums, Totals
 from atoll.spec.fleet import Dataset
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Assign, Done, Parcel
-from atoll.spec.model import Signature, without_control
+from atoll.spec.model import Signature, elements, without_control
 from atoll.spec.policy import CrossingKind, Request
 
 _NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
@@ -87,7 +87,7 @@ class Stages:
         personal.check_stays(a, reply.signature)
         self._check(output, reply.signature, "the first weights")
         made = self._answer(a, signature=reply.signature)
-        size = sum(spec.size for spec in reply.signature)
+        size = elements(reply.signature)
         parcel = Parcel(run=a.run, purpose="update", size=size, content=content(file_crc(output)), answer=made)
         request = self._place.crossing(a, "model", out=True, size=4 * size)
         faults.reached("site", "computed", "initialise")
@@ -185,6 +185,8 @@ class Stages:
             goes_on=goes_on and a.sync.streaming,
             done=a.done,
             steps=a.steps,
+            place=a.place,
+            places=a.places,
             batch=a.job.batch,
             optimiser=a.job.optimiser,
             sync=a.sync,
@@ -204,7 +206,7 @@ class Stages:
 
     def _check(self, path: Path, signature: Signature, what: str, part: tuple[int, int] | None = None) -> None:
         """Hold the vector that a worker wrote to the signature, or to its part: whole and finite, or `TaskFailed`."""
-        first, last = part or (0, sum(spec.size for spec in signature))
+        first, last = part or (0, elements(signature))
         found = path.stat().st_size if path.is_file() else 0
         if found != 4 * (last - first):
             due = f"{found} bytes where the model has {4 * (last - first)}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from atoll.runtime import waits
-from atoll.spec.event import Answer, Result, Work
+from atoll.spec.event import Answer, Broken, Result, Work
 from atoll.spec.fleet import Fleet
 from atoll.spec.job import Job
 from atoll.spec.model import Moments, Signature
@@ -35,12 +35,13 @@ class State:
     declined: frozenset[str] = frozenset()  # of those, who refused to give them; they may still train
     arrived: tuple[Answer, ...] = ()
     merging: tuple[Answer, ...] = ()
-    taken: dict[str, int] = field(default_factory=dict[str, int])  # site -> the newest stage merged with its answer;
-    # relay -> the newest merged with the update that it made of several
+    taken: dict[str, int] = field(default_factory=dict[str, int])  # site -> the newest stage merged with its answer
+    sums: dict[str, int] = field(default_factory=dict[str, int])  # relay -> the newest merged with a sum that it made
     steps: dict[str, int] = field(default_factory=dict[str, int])  # of each site's merged updates
     seen: frozenset[str] = frozenset()  # whose sums or updates were merged: the model rests on their data
     lapsed: bool = False  # the stage's deadline has passed
     spoiled: frozenset[str] = frozenset()  # their answers to this stage were rejected; it is to go on without them
+    failures: tuple[Broken, ...] = ()  # of sites in this stage, the first one first; the next stage asks them again
     weights: str | None = None
     outer: str | None = None
     signature: Signature = ()
@@ -88,6 +89,16 @@ class State:
         return all(answer.site != site for answer in (*self.arrived, *self.merging))
 
     @property
+    def failed(self) -> frozenset[str]:
+        """The sites that failed in the current stage, or since the last version of a buffer: it does without them."""
+        return frozenset(event.site for event in self.failures)
+
+    @property
+    def sound(self) -> int:
+        """How many members have not failed in the current stage."""
+        return sum(site not in self.failed for site in self.members)
+
+    @property
     def silent(self) -> tuple[str, ...]:
         """The members that have not answered the current stage, in plan order."""
         answered = {answer.site for answer in (*self.arrived, *self.merging)}
@@ -112,6 +123,8 @@ def expects(state: State, answer: Answer) -> bool:
     behind = state.position - answer.position
     if not state.idle(answer.site) or behind < 0 or answer.version != state.version - behind:
         return False
+    if answer.site in state.failed:
+        return False
     if state.rule == "buffer":  # an answer to an earlier train round is welcome, once, and weighs less
         return state.stages[answer.position] == "train" and answer.position > state.taken.get(answer.site, -1)
     return behind == 0 and not state.merging and answer.site not in state.spoiled
@@ -121,7 +134,7 @@ def unexpected(state: State, answer: Answer) -> Literal["nobody's", "again", "la
     """Say what is the matter with an answer that the run does not expect.
 
     nobody's: the run is not running, or the site has no part in it
-    again: what the site said of this stage counts already, or was rejected
+    again: what the site said of this stage counts already, or was rejected, or was that it failed
     late: the stage went on without it, or another epoch began
     wrong: no assignment can have asked for it
     """
@@ -131,7 +144,9 @@ def unexpected(state: State, answer: Answer) -> Literal["nobody's", "again", "la
     if position > state.position or answer.epoch > state.epoch:
         return "wrong"
     kept = max((one.position for one in (*state.arrived, *state.merging) if one.site == site), default=-1)
-    if position <= max(kept, state.taken.get(site, -1)) or (position == state.position and site in state.spoiled):
+    if position <= max(kept, state.taken.get(site, -1)) or site in state.failed:
+        return "again"
+    if position == state.position and site in state.spoiled:
         return "again"
     current = position == state.position and not state.merging
     late = answer.epoch < state.epoch or not (current or (state.rule == "buffer" and state.stages[position] == "train"))

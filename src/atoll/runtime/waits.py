@@ -12,6 +12,10 @@ then goes on with fewer, so that a site which is lost for good ends no run that 
 An answer that was rejected is nobody's: the stage goes on without its site while enough others are left, and otherwise
 asks it again. A buffer always asks again.
 
+A site that failed (its task raised, its loss was not finite, its workers died too often) sits the stage out in the same
+way, and the next stage, or a buffer's next version, asks it again. Where too few have not failed the run ends: what
+fails at so many sites is the task's own mistake.
+
 Predictions and queries always wait for every site: an answer without some of the rows is a wrong answer.
 """
 

@@ -29,7 +29,7 @@ from atoll.data.statistics import column_sums, pool
 from atoll.errors import AtollError, TaskFailed
 from atoll.inner.learner import Learner, Work, make_learner
 from atoll.inner.made import count, make_examples
-from atoll.inner.mesh import Mesh, join
+from atoll.inner.mesh import Mesh, join, laid_out
 from atoll.inner.personal import chosen, shared, shared_part
 from atoll.inner.task import Doing, load_task, require, task_failure
 from atoll.inner.vector import load_vector, save_vector
@@ -49,7 +49,7 @@ from atoll.spec.message import (
     Reply,
     Train,
 )
-from atoll.spec.model import Moments, without_control
+from atoll.spec.model import Moments, elements, without_control
 from atoll.spec.task import Arrays, Rows
 
 _PROGRESS = 0.25  # seconds between two progress replies
@@ -60,9 +60,9 @@ class Workspace:
     """What an `Open` order leaves behind: the task, its rows, and its examples and model once somebody needs them."""
 
     def __init__(self, order: Open, mesh: Mesh) -> None:
-        self.order, self.mesh = order, mesh
+        self.order, self.mesh = order, mesh if order.layout is None else laid_out(mesh, order.layout)
         self.bundle = Path(order.bundle)
-        self.task = load_task(self.bundle, order.task)
+        self.task = load_task(self.bundle, order.task, pretrained=order.pretrained)
         self.table = read_table(Path(order.path), order.format)
         self.train_rows, self.heldout_rows = split(self.table.num_rows, order.data.holdout, order.seed)
         self.ahead: Work | None = None  # a round that was begun before its order came
@@ -73,7 +73,7 @@ class Workspace:
         """Return the training (False), held-out (True) or all (None) rows as arrays with one entry each."""
         if heldout not in self._examples:
             rows = {False: self.train_rows, True: self.heldout_rows, None: np.arange(self.table.num_rows)}[heldout]
-            taken = Rows(self.table.take(rows), self._statistics())
+            taken = Rows(self.table.take(rows), self._statistics(), asked=heldout is None)
             self._examples[heldout] = make_examples(self.task, taken, self.order.seed)
         return self._examples[heldout]
 
@@ -83,7 +83,7 @@ class Workspace:
         return self.order.statistics or pool([column_sums(self.table, wanted, self.train_rows)])
 
     def build(self, seed: int) -> Learner:
-        return make_learner(self.task, seed, self.mesh)
+        return make_learner(self.task, seed, self.mesh, self.order.compute)
 
     def learner(self) -> Learner:
         """Return the task's model, built once; whoever uses it writes its weights."""
@@ -111,10 +111,11 @@ class Workspace:
         """Yield this rank's share of ``steps`` batches from ``position`` (examples seen before) on."""
         examples = self.examples(False)
         rows = count(examples)
-        if size < self.mesh.ranks:
-            raise TaskFailed(f"batch: {size} examples cannot be shared by {self.mesh.ranks} ranks; raise batch")
+        mesh = self.mesh
+        if size < mesh.shares:
+            raise TaskFailed(f"batch: {size} examples cannot be shared by {mesh.shares} ranks; raise batch")
         for number in range(steps):
-            share = batch(seed, rows, position + number * size, size, self.mesh.rank, self.mesh.ranks)
+            share = batch(seed, rows, position + number * size, size, mesh.share, mesh.shares)
             yield {name: array[share] for name, array in examples.items()}
 
 
@@ -171,19 +172,20 @@ class Worker:
     def initialise(self, space: Workspace, order: Initialise) -> Reply:
         learner = space.build(order.seed)
         personal = chosen(learner.signature, order.keep_local)
+        vector = learner.vector()
         if self._rank == 0:  # every rank has the same weights, and they share the file
-            save_vector(shared_part(learner.vector(), learner.signature, personal), Path(order.output))
+            save_vector(shared_part(vector, learner.signature, personal), Path(order.output))
         faults.reached("worker", "written", "initialise")
         return Reply(signature=shared(learner.signature, personal))
 
     def probe(self, space: Workspace, order: Probe) -> Reply:
         learner = space.build(order.seed)
-        batches = space.batches(order.seed, 0, max(order.batch, self._ranks), _PROBE_STEPS)
+        batches = space.batches(order.seed, 0, max(order.batch, space.mesh.shares), _PROBE_STEPS)
         steps = learner.trial(order, space.examples(False), batches)
         times = [time.perf_counter()]
         times += [time.perf_counter() for _ in steps]
         profile = Profile(
-            parameters=sum(spec.size for spec in learner.signature),
+            parameters=elements(learner.signature),
             step_seconds=max(min(after - before for before, after in itertools.pairwise(times)), 1e-6),
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             gradients=learner.gradients,
@@ -206,8 +208,8 @@ class Worker:
                 self._said = time.monotonic()
                 self._reply(Reply(progress=step.number + 1))
         update = work.update()
+        work.keep_state()
         if self._rank == 0:
-            work.keep_state()
             save_vector(update, Path(order.output))
         faults.reached("worker", "written", "train")
         return Reply(examples=work.examples, steps=work.step, loss=work.loss)

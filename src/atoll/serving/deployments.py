@@ -16,6 +16,7 @@ from atoll.errors import AtollError, Invalid, NotFound, Unavailable
 from atoll.serving.placement import Placement, Ready
 from atoll.spec.document import near_miss, parse_json
 from atoll.spec.model import Deployment, Model
+from atoll.spec.pretrained import Pretrained
 from atoll.spec.run import DeploymentView
 
 _PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME")
@@ -59,14 +60,25 @@ class Deployments:
         self._lock = threading.Lock()
 
     def start(
-        self, deployment: Deployment, model: Model, bundle: Path, weights: Path, columns: Mapping[str, str]
+        self,
+        deployment: Deployment,
+        model: Model,
+        bundle: Path,
+        weights: Path,
+        columns: Mapping[str, str],
+        pretrained: Pretrained | None = None,
     ) -> DeploymentView:
         """Start a replica and return how it is: `answering`, or `failed` with its own words.
 
         Raises `Invalid` while a deployment of that name starts or answers. A failed one is replaced.
         """
         placement = Placement(
-            deployment=deployment, model=model, bundle=str(bundle), weights=str(weights), columns=dict(columns)
+            deployment=deployment,
+            model=model,
+            bundle=str(bundle),
+            weights=str(weights),
+            columns=dict(columns),
+            pretrained=pretrained,
         )
         with self._lock:
             before = self._replicas.get(deployment.name)

@@ -17,6 +17,7 @@ from atoll.serving.rows import Columns, Row
 from atoll.spec.document import sha256
 from atoll.spec.message import TaskName
 from atoll.spec.model import Model
+from atoll.spec.pretrained import Pretrained
 from atoll.spec.task import ArraysTask, Rows, Task
 
 
@@ -35,7 +36,7 @@ class Engine:
         table = self.columns.table(rows)
         name = f"{self._model.file}: {self._model.task}"
         try:
-            examples = make_examples(self._task, Rows(table, self._model.statistics), seed=0)
+            examples = make_examples(self._task, Rows(table, self._model.statistics, asked=True), seed=0)
         except Exception as error:
             raise task_failure(error, self._bundle, f"{name}.examples") from error
         for key, array in examples.items():
@@ -51,7 +52,9 @@ class Engine:
         return _per_row(answers, len(rows))
 
 
-def load(bundle: Path, model: Model, weights: bytes, columns: Mapping[str, str]) -> Engine:
+def load(
+    bundle: Path, model: Model, weights: bytes, columns: Mapping[str, str], pretrained: Pretrained | None = None
+) -> Engine:
     """Import the task from the verified folder ``bundle`` and give its model the weights.
 
     Raises `Corrupt` when the bytes are not the ones the model's document names, and `TaskFailed` when the code does
@@ -61,7 +64,7 @@ def load(bundle: Path, model: Model, weights: bytes, columns: Mapping[str, str])
     if found != model.weights:
         raise Corrupt(f"weights of {model.reference}: the bytes are {found}, not {model.weights}; restore the blob")
     vector, _ = safetensors.load(weights, model.signature)
-    task = load_task(bundle, TaskName(file=model.file, name=model.task, params=model.params), "predict")
+    task = load_task(bundle, TaskName.of(model), "predict", pretrained=pretrained)
     try:
         learner = make_learner(task, seed=0, mesh=Mesh())
     except Exception as error:

@@ -6,6 +6,7 @@ from pydantic import NonNegativeInt, model_validator
 
 from atoll.spec.document import Document
 from atoll.spec.model import Deployment, Model
+from atoll.spec.pretrained import Pretrained
 
 
 class Placement(Document):
@@ -16,6 +17,7 @@ class Placement(Document):
     bundle: str  # folder of the model's code
     weights: str  # safetensors file
     columns: dict[str, str] = {}  # column -> Arrow type of the dataset it was trained on
+    pretrained: Pretrained | None = None  # what the model names by digest, where it lies on this machine
 
 
 class Ready(Document):

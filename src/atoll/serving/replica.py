@@ -63,7 +63,7 @@ def _load(placement: Placement) -> "Engine":
         weights = Path(placement.weights).read_bytes()
     except OSError as error:
         raise Unavailable(f"weights of {placement.model.reference}: {error.strerror}; restore the blob") from error
-    return engine.load(Path(placement.bundle), placement.model, weights, placement.columns)
+    return engine.load(Path(placement.bundle), placement.model, weights, placement.columns, placement.pretrained)
 
 
 def _bind(placement: Placement) -> socket.socket:

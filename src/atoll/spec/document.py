@@ -17,6 +17,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
+# PyYAML is built with libyaml nearly everywhere.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_DEEPEST = 100  # a document has five or six levels
+
 
 class Document(BaseModel):
     """A value that may cross a process: immutable, and unknown fields are errors."""
@@ -70,12 +75,28 @@ def read_yaml(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(f"{path}: cannot be read as text ({error}); give a YAML file") from None
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-13-45 is a date to YAML, and none
+        return _loaded(text)
+    except (yaml.YAMLError, ValueError) as error:  # 2026-13-45 is a date to YAML, and none
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise Invalid(f"{path}: {place}not valid YAML: {problem}; mend that line") from None
+
+
+def _loaded(text: str) -> Any:
+    """Return the YAML in ``text``, by libyaml where it is there: ten times as fast as PyYAML's own, poorer in words.
+
+    Loaders recurse, and libyaml's ends the process some ten thousand levels down, so levels are counted before.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=_LOADER):  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - untyped
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ValueError(f"more than {_DEEPEST} tables and lists in each other")
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506 - one of the two safe ones
+    except yaml.YAMLError:
+        return yaml.safe_load(text)  # raises with words for it
 
 
 def write_yaml(document: BaseModel) -> str:
@@ -83,7 +104,7 @@ def write_yaml(document: BaseModel) -> str:
     data = document.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if "kind" in type(document).model_fields:
         data = {"kind": _tag(type(document)), **data}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return yaml.dump(data, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
 
 
 def override(data: Any, assignments: list[str]) -> Any:

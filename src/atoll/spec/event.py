@@ -19,6 +19,7 @@ class Totals(Document):
 
     total: float = 0.0
     count: NonNegativeInt = 0
+    power: bool = False  # e to the power of the mean is meant
     positives: Annotated[tuple[NonNegativeInt, ...], Field(max_length=64)] = ()
     negatives: Annotated[tuple[NonNegativeInt, ...], Field(max_length=64)] = ()
 
@@ -73,7 +74,8 @@ class Result(Document):
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str | int | float | bool | None, ...], ...] = ()
     suppressed: NonNegativeInt = 0
-    missing: tuple[Name, ...] = ()  # sites that were asked and did not answer in time
+    missing: tuple[Name, ...] = ()  # sites that were asked, outside training, and gave no answer in time
+    failed: dict[Name, str] = {}  # sites that failed in a stage which went on without them, in their words
     model: str | None = None
 
 
@@ -183,11 +185,13 @@ class Refused(Document):
 
 
 class Broken(Document):
-    """The task or the machine under it failed at a site; the run fails and publishes nothing."""
+    """The task or the machine under it failed, at a site or in the hub. The run ends and publishes nothing, unless it
+    was a site, and the stage's wait lets it go on with the others."""
 
     kind: Literal["run.broken"] = "run.broken"
     run: Name
     site: str
+    position: NonNegativeInt | None = None  # the stage that the site failed in
     words: str
     error: str = "AtollError"  # its class in `atoll.errors`
 

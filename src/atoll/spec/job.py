@@ -1,12 +1,13 @@
 """What is asked: the document a user submits."""
 
 import secrets
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validator
 
 from atoll.errors import Invalid
-from atoll.spec.document import Document, Name, near_miss, parse
+from atoll.spec.compute import Compute
+from atoll.spec.document import Digest, Document, Name, near_miss, parse
 from atoll.spec.plan import Layout, Sync
 
 
@@ -16,6 +17,7 @@ class TaskRef(Document):
     file: str
     name: str
     params: dict[str, JsonValue] = {}  # keyword arguments of the class
+    pretrained: Digest | None = None  # a model's files that each site has: the class gets them as its `pretrained`
 
 
 class Data(Document):
@@ -55,6 +57,17 @@ class TrainJob(_Asked):
     seed: int = Field(default=0, ge=0)
     sync: Sync | None = None  # pins the outer sync; left out, the planner chooses
     layout: Layout | None = None  # pins the inner layout of every site
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _batch_has_its_shares(self) -> Self:
+        shares = self.layout.shares if self.layout is not None else 1
+        if self.batch < shares:
+            raise ValueError(
+                f"batch: {self.batch}: the layout's data x shard x expert make {shares} shares, and each needs an "
+                f"example; set batch: {shares}"
+            )
+        return self
 
 
 class EvaluateJob(_Asked):

@@ -1,16 +1,18 @@
 """What hub and agent, and agent and worker, say to each other. Tensors travel beside these, never in them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, TypeAdapter
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
+from atoll.spec.compute import Compute
 from atoll.spec.document import Digest, Document, Name
 from atoll.spec.event import Answer, Metrics, Work
 from atoll.spec.fleet import Link, Profile, Site
-from atoll.spec.job import Data, Job, Optimiser
-from atoll.spec.model import Moments, Patterns, Signature
+from atoll.spec.job import Data, Job, Optimiser, TaskRef
+from atoll.spec.model import Model, Moments, Patterns, Signature
 from atoll.spec.plan import Layout, Sync
 from atoll.spec.policy import Decision, Request
+from atoll.spec.pretrained import Pretrained
 
 # A sentence for a person; whoever sends a longer one is refused, so the sender shortens it.
 WORDS_LIMIT = 2000
@@ -34,6 +36,8 @@ class Assign(Document):
     steps: NonNegativeInt = 0  # inner steps of this round
     done: NonNegativeInt = 0  # inner steps of the run before it; with `sync.seconds` those merged of this site
     counted: NonNegativeInt | None = None  # the newest train stage that was merged with this site's update
+    place: NonNegativeInt = 0  # of this site among those that train; their number, and no name, is told with it
+    places: PositiveInt = 1
     code: Digest | None = None
     code_bytes: NonNegativeInt = 0
     weights: Digest | None = None
@@ -61,6 +65,13 @@ class TaskName(Document):
     file: str
     name: str
     params: dict[str, JsonValue] = {}
+    pretrained: Digest | None = None
+
+    @classmethod
+    def of(cls, asked: TaskRef | Model) -> Self:
+        """Return the task of a job, or of the model that came of one."""
+        name = asked.name if isinstance(asked, TaskRef) else asked.task
+        return cls(file=asked.file, name=name, params=asked.params, pretrained=asked.pretrained)
 
 
 class Ask(Document):
@@ -246,6 +257,9 @@ class Open(Document):
     data: Data
     seed: int
     statistics: dict[str, Moments] = {}
+    pretrained: Pretrained | None = None  # what the task names by digest, where it lies at this site
+    layout: Layout | None = None  # of the ranks that are given this order; left out, data parallel
+    compute: Compute = Compute()
 
 
 class Initialise(Document):
@@ -279,6 +293,8 @@ class Train(Document):
     goes_on: bool = False
     done: NonNegativeInt
     steps: NonNegativeInt
+    place: NonNegativeInt = 0  # of the site among those that train, which are so many
+    places: PositiveInt = 1
     batch: int
     optimiser: Optimiser
     sync: Sync

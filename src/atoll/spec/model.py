@@ -27,6 +27,11 @@ Signature = Annotated[tuple[TensorSpec, ...], Field(max_length=100_000)]
 _CONTROL, _LONGEST, _MOST = "control.", 128, 50_000  # what comes before a name, a Label's length, half a signature
 
 
+def elements(signature: Signature) -> int:
+    """Return how long the vector is that these tensors make."""
+    return sum(spec.size for spec in signature)
+
+
 def with_control(signature: Signature) -> Signature:
     """Return the signature of a model's weights with, behind them, control variates of the same shapes.
 
@@ -105,6 +110,7 @@ class Model(Document):
     task: str  # class name in the bundle
     file: str  # file of the bundle that holds the class
     params: dict[str, JsonValue] = {}
+    pretrained: Digest | None = None  # the files it needs besides its own weights, wherever it is used
     signature: Signature
     keep_local: Patterns = ()  # tensors of these names are not in it: each site of its run keeps its own
     columns: dict[str, str] = {}  # Arrow types of the rows it was trained on, which a request's rows follow

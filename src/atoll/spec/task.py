@@ -22,14 +22,16 @@ class Rows:
 
     table: "pa.Table"  # pyright: ignore[reportUnknownMemberType] - pyarrow ships no types
     statistics: Mapping[str, Moments] = field(default_factory=dict[str, Moments])
+    asked: bool = False  # what is made of them goes to `predict`; a deployment wants one example for each
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A metric that is a mean over examples: their sum and how many there were."""
+    """A metric that is a mean over examples, or whatever it counts: their sum and how many there were."""
 
     total: float
     count: int
+    power: bool = False  # the metric is e to the power of that mean: a perplexity, from losses in nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class Budget:
     done: int  # steps of the run before this round
     round: int  # of the run, from 1
     batches: Iterator[Arrays]  # one a step, the very ones a torch task would be given; good once, or not at all
+    place: int = 0  # this site's among those that the run's plan trains with, from 0: the same in every round
+    places: int = 1  # how many these are, also when some have no part in a round
 
 
 @dataclass(frozen=True, slots=True)
