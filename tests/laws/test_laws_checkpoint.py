@@ -246,7 +246,7 @@ def two(folder):
     ranks.group.close()
 
 
-@pytest.mark.parametrize("exchange", ["delta", "gradient"])
+@pytest.mark.parametrize("exchange", ["delta", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_two_ranks_of_which_one_is_killed_give_the_undisturbed_round(folder, tmp_path, two, exchange):
     weights, output, killed = str(tmp_path / "weights.f32"), tmp_path / "update.f32", two.killed
     order = orders.Train(

@@ -161,6 +161,7 @@ def test_the_hubs_control_is_the_mean_of_what_it_counted_whoever_was_left_out(tm
     np.testing.assert_allclose(made.vector[WIDTH:], own, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_holds_for_an_adaptive_inner_optimiser_too(tmp_path):
     """No option of the paper's: c_i is the mean gradient, whatever the optimiser makes of it."""
     found = {}

@@ -12,7 +12,7 @@ __all__ = ["folder"]
 LITTLE, MUCH = 1e-9, 500.0
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def ranks(request, folder):
     made = Ranks(folder, request.param)
     yield made

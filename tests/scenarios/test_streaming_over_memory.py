@@ -144,7 +144,7 @@ class Place:
         assert not any(thread.is_alive() for thread in self.threads)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["1 rank", "2 ranks"])
 def undisturbed(request, tmp_path_factory):
     """Ranks a site, and the weights after each round when nothing is begun ahead."""
     place = Place(tmp_path_factory.mktemp("undisturbed") / "home", ahead=False)

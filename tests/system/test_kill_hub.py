@@ -95,6 +95,7 @@ def test_a_hub_killed_in_four_phases_ends_with_the_weights_of_an_undisturbed_run
     ended_well(place, run, undisturbed["kept"])
 
 
+@pytest.mark.slow
 def test_a_hub_killed_at_random_instants_restores_the_outer_optimiser(place, undisturbed):
     chance = random.Random(2025)
     hub = place.start("run", place.job(**OUTER_ADAM, task__params={"pause": 0.1}))

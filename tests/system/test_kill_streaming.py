@@ -43,6 +43,7 @@ def place(make_home, tmp_path):
     home.close()
 
 
+@pytest.mark.slow
 def test_a_hub_killed_with_its_sites_at_random_instants_ends_with_the_undisturbed_weights(place, expected):
     chance = random.Random(15)
     hub = place.start("run", place.job(**STREAMING, task__params={"pause": 0.1}))

@@ -76,6 +76,7 @@ def test_law_two_ranks_as_ray_actors_give_the_bits_of_two_local_processes(home, 
     assert len(seats(hub)) == 2, "the ranks stay warm"
 
 
+@pytest.mark.slow
 def test_a_killed_actor_is_replaced_and_the_run_ends_with_the_same_weights(home, expected, hub, eventually):
     command, run, hold = begin(home)
     workers, (killed, _) = home.pids("atoll.runtime.worker"), seats(hub)

@@ -96,7 +96,7 @@ class Site:
         self.errand = Errand(self.house.place, "run")
 
     def files(self, pattern):
-        return sorted(path.name for path in (self.house.runs / "run").glob(pattern))
+        return sorted(path.name for path in (self.house.runs / "run").glob(pattern) if path.suffix != ".spare")
 
 
 @pytest.fixture

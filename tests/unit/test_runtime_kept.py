@@ -15,7 +15,7 @@ def vector(size=8, seed=1):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".spare")
 
 
 def opened(tmp_path, epoch=0, position=0):
@@ -305,3 +305,17 @@ def test_only_folders_named_as_runs_are_are_listed(tmp_path):
     (tmp_path / "runs" / "file").write_text("")
     (tmp_path / "runs" / "elsewhere").symlink_to(tmp_path)
     assert kept_runs(tmp_path / "runs") == ("job-1", "job-2")
+
+
+def test_what_an_update_lost_is_written_over_what_an_earlier_one_did(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open(1, 1)
+    inodes = []
+    for position in (1, 2, 3, 4):
+        folder.drop_uncounted(position - 1, later=False)
+        with folder.new_memory(folder.residual(position), 8) as file:
+            file.write(bytes([position]) * 8)
+        inodes.append(folder.residual(position).stat().st_ino)
+    assert inodes[2:] == inodes[:2]
+    assert folder.residual(4).read_bytes() == bytes([4]) * 8
+    assert names(tmp_path) == ["epoch", "residual-3.f32", "residual-4.f32"]

@@ -25,6 +25,7 @@ from atoll.runtime.disk import BOOT, appearing, file_crc, mapped
 from atoll.runtime.spares import Spares
 from atoll.spec.document import Name
 
+_SPARES = 3  # files to be written over: weights, and with feedback an update and what it lost
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -140,7 +141,14 @@ class RunFolder:
                 old.unlink()
             elif old != path and old.suffix != ".spare":
                 self._spares.add(old)
-        self._spares.keep(1)
+        self._spares.keep(_SPARES)
+
+    @contextmanager
+    def new_memory(self, path: Path, size: int) -> Iterator[BinaryIO]:
+        """Open a file of an update with feedback, of about ``size`` bytes, which outlives a loss of power: `wire` or
+        `residual`. It is written over one that has had its time."""
+        with appearing(path, durable=True, over=self._spares.take(size)) as file:
+            yield file
 
     def update(self, position: int) -> Path:
         return self.path / f"update-{position}.f32"
@@ -317,7 +325,7 @@ class RunFolder:
         would notice more."""
         for name in os.listdir(self.path) if self.path.is_dir() else ():
             kind, _, rest = name.partition("-")
-            if kind in kinds:
+            if kind in kinds and not name.endswith(".spare"):
                 yield kind, int(rest.partition(".")[0]), self.path / name
 
     def _mark(self, position: int) -> Kept | None:
@@ -344,7 +352,10 @@ class RunFolder:
 
     def _drop(self, path: Path) -> None:
         self._known.pop(path, None)
-        path.unlink(missing_ok=True)
+        if path.suffix == ".wire" or path.name.startswith("residual-"):
+            self._spares.add(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def _epoch(self) -> int:
         try:

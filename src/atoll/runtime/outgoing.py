@@ -15,8 +15,8 @@ import numpy as np
 
 from atoll.boundary.channel import Source
 from atoll.outer.wire import CHUNK, encode, encoded_bytes, feedback
-from atoll.runtime.disk import appearing, mapped
-from atoll.runtime.frames import frames, payload_bytes, pieces
+from atoll.runtime.disk import mapped
+from atoll.runtime.frames import file_bytes, frames, payload_bytes, pieces
 from atoll.runtime.kept import Kept, RunFolder
 from atoll.spec.document import canonical, sha256
 from atoll.spec.message import Assign
@@ -30,12 +30,12 @@ def encode_with_feedback(folder: RunFolder, a: Assign) -> int:
     Returns the CRC of what it loses. Memory: O(CHUNK). Raises `Corrupt` for a residual that is not what was kept, and
     `TaskFailed` where the corrected update is not finite.
     """
-    update, (first, last) = mapped(folder.update(a.position)), span(a)
-    residual = folder.last_residual(a.counted, elements(a.signature))
+    update, (first, last), size = mapped(folder.update(a.position)), span(a), elements(a.signature)
+    residual = folder.last_residual(a.counted, size)
     residual_crc = 0
     with (
-        appearing(folder.wire(a.position), durable=True) as sent,
-        appearing(folder.residual(a.position), durable=True) as lost,
+        folder.new_memory(folder.wire(a.position), file_bytes(last - first, a.sync.wire)) as sent,
+        folder.new_memory(folder.residual(a.position), 4 * size) as lost,
     ):
         # Of the other fragments what they lost last stays as it was, until it is their turn.
         residual_crc = _write(lost, residual[:first], residual_crc)
