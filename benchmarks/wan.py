@@ -28,7 +28,7 @@ from atoll.planner.explain import volume
 from atoll.spec.document import parse
 from atoll.spec.job import TrainJob
 from atoll.spec.model import Bundle
-from atoll.spec.plan import Sync
+from atoll.spec.plan import Layout, Sync
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "coder" / "job.yaml"
 CONTEXT = 64  # bytes of a window that the task predicts: its tokens
@@ -160,7 +160,9 @@ def job(sync: dict[str, Any], steps: int, evaluate: bool) -> tuple[TrainJob, Bun
     assert isinstance(made, TrainJob)
     assert bundle is not None
     data = made.data if evaluate else made.data.model_copy(update={"evaluate": ()})
-    return made.model_copy(update={"sync": parse(Sync, sync, "sync"), "data": data}), bundle
+    # One rank: each of the two sites would take this machine's two cores for its own.
+    more = {"sync": parse(Sync, sync, "sync"), "data": data, "layout": Layout(data=1)}
+    return made.model_copy(update=more), bundle
 
 
 def tell(report: Report, rows: list[Row]) -> dict[str, Figure]:
@@ -168,10 +170,11 @@ def tell(report: Report, rows: list[Row]) -> dict[str, Figure]:
     streamed = next(row for row in rows if row.way == STREAMED and row.link == FIRST)
     alone = next(row for row in rows if row.way == ALONE)
     report.table(COLUMNS, [cells(row, rows, every) for row in rows])
-    kept, fewer, gap = streamed.speed / limit(streamed, rows)[0], less(streamed, every), behind(streamed, every)
+    # After the first round: the runs over loopback are shorter, and what starting costs weighs more in them.
+    kept, fewer, gap = streamed.steady / limit(streamed, rows)[1], less(streamed, every), behind(streamed, every)
     report.say(NOTES + f"TCP: {CONGESTION.read_text().strip()}, as this machine has it.")
     for good, words in (
-        (kept >= KEPT, f"tokens/s at {FIRST} at least {100 * KEPT:g} % of no network: {100 * kept:.1f} %"),
+        (kept >= KEPT, f"tokens/s at {FIRST}, after the 1st round, {100 * KEPT:g} % of no network: {100 * kept:.1f} %"),
         (fewer >= FEWER, f"bytes at least {FEWER:g}x fewer than every step: {fewer:.0f}x"),
         (gap is not None and gap <= GAP, f"loss within {GAP:g} % of every step: {gap or 0:+.2f} %"),
     ):

@@ -102,7 +102,7 @@ class RunFiles:
         with self._turn:
             if self._newest is None or self._newest[0] != digest:
                 self._newest = None  # let go of before others are read
-                data = self._read(digest) if read is None else read(digest)
+                data = self.get(digest) if read is None else read(digest)
                 self._newest = (digest, weights.load(data, signature)[0])
             return self._newest[1]
 
@@ -133,11 +133,8 @@ class RunFiles:
         except safetensors.SafetensorError as error:
             raise Corrupt(f"outer state {digest[:19]}...: {error}; {_AGAIN}") from None
 
-    def get(self, digest: str) -> bytes:
-        """Return the bytes of this digest, verified."""
-        return bytes(self._read(digest))
-
-    def _read(self, digest: str) -> memoryview:
+    def get(self, digest: str) -> memoryview:
+        """Return the bytes of this digest, verified; in memory once."""
         try:
             with self._path(digest).open("rb", buffering=0) as file:
                 data = np.empty(os.fstat(file.fileno()).st_size, np.uint8).data

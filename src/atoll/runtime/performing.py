@@ -253,7 +253,7 @@ def _tidy(state: State, files: RunFiles) -> None:
         log.info("run %s: %s stays for now (%s)", state.run, files.folder, error.strerror)
 
 
-def _model_of(state: State, files: RunFiles) -> tuple[bytes, Signature]:
+def _model_of(state: State, files: RunFiles) -> tuple[bytes | memoryview, Signature]:
     """Return the file and the signature of the model that a run made: its weights without what else is exchanged."""
     assert state.plan is not None
     assert state.weights is not None

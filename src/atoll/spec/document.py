@@ -40,7 +40,7 @@ def canonical(value: Any) -> bytes:
     return text.encode()
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """Digest of bytes in the form every document uses, ``sha256:<64 hex digits>``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
