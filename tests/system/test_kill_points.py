@@ -47,7 +47,11 @@ SYNC = {
 ARRAYS = {"preset": "fedavg", "period": STEPS, "outer": {"momentum": 0.9}, "wire": [{"kind": "int8"}]}
 DOWN = {**SYNC, "down": [{"kind": "int8"}]}
 LATE = {**SYNC, "wait": {"kind": "quorum", "count": 2, "deadline": 0.3}}
-SYNCS = {"workers": ARRAYS, "expired": LATE, **dict.fromkeys(("plain", "first", "restarted", "lost"), DOWN)}
+SYNCS = {
+    "workers": ARRAYS,
+    "expired": LATE,
+    **dict.fromkeys(("plain", "first", "restarted", "lost", "cancelled"), DOWN),
+}
 FAILING = {"barred": "failed", "refused": "failed", "broken": "failed", "cancelled": "cancelled"}
 
 
