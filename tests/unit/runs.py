@@ -15,6 +15,8 @@ from atoll.spec.plan import Layout, Plan, Sync
 
 ZERO = "sha256:" + 64 * "0"
 ONE = "sha256:" + 64 * "1"
+QUORUM = {"kind": "quorum", "count": 2}
+BUFFER = {"kind": "buffer", "count": 2}
 
 
 def train_job(**data):

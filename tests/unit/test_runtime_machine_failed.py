@@ -5,7 +5,9 @@ import pytest
 from atoll.runtime.state import expects, unexpected
 from atoll.spec.event import Broken, Expired, Lost, Published, Refused, Rejected, Restarted
 from tests.unit.runs import (
+    BUFFER,
     ONE,
+    QUORUM,
     answer,
     assigned,
     fold,
@@ -20,9 +22,6 @@ from tests.unit.runs import (
     train_job,
     training,
 )
-
-QUORUM = {"kind": "quorum", "count": 2}
-BUFFER = {"kind": "buffer", "count": 2}
 
 
 def broken(state, site, words="", **more):

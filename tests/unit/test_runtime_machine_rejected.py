@@ -6,7 +6,9 @@ from atoll.runtime.machine import Alarm, Dismiss
 from atoll.runtime.state import expects, unexpected
 from atoll.spec.event import Barred, Expired, Lost, Refused, Rejected, Restarted
 from tests.unit.runs import (
+    BUFFER,
     ONE,
+    QUORUM,
     answer,
     assigned,
     fold,
@@ -20,9 +22,6 @@ from tests.unit.runs import (
     train_job,
     training,
 )
-
-QUORUM = {"kind": "quorum", "count": 2}
-BUFFER = {"kind": "buffer", "count": 2}
 
 
 def rejected(state, site, **more):

@@ -9,7 +9,9 @@ from atoll.spec.event import (
     Restarted,
 )
 from tests.unit.runs import (
+    BUFFER,
     ONE,
+    QUORUM,
     answer,
     assigned,
     fold,
@@ -22,9 +24,6 @@ from tests.unit.runs import (
 )
 
 # --- quorum
-
-
-QUORUM = {"kind": "quorum", "count": 2}
 
 
 def test_a_quorum_waits_for_all_until_its_deadline():
@@ -134,9 +133,6 @@ def test_a_model_whose_evaluators_all_refused_goes_out_without_metrics():
 
 
 # --- buffer
-
-
-BUFFER = {"kind": "buffer", "count": 2}
 
 
 def test_a_buffer_merges_as_soon_as_it_is_full_and_gives_new_work_to_those_it_merged():

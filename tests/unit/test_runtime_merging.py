@@ -18,11 +18,9 @@ from atoll.runtime.merging import merged
 from atoll.spec.event import Answer, ColumnSums, Expired, Totals
 from atoll.spec.model import TensorSpec
 from atoll.spec.plan import Outer, Transform
-from tests.unit.runs import ZERO, answer, fold, plan, running, train_job, training
+from tests.unit.runs import QUORUM, ZERO, answer, fold, plan, running, train_job, training
 from tests.unit.runs import merged as told
 from tests.unit.vectors import noise
-
-QUORUM = {"kind": "quorum", "count": 2}
 
 
 def combined(state, commands, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from atoll.errors import LinkLost, NotFound
 from atoll.spec.event import Cancelled, Restarted
-from atoll.spec.message import Failure, Notice
+from atoll.spec.message import Failure, Notice, Refusal
 from atoll.spec.run import SiteProgress
 from tests.unit.houses import QUORUM, SIGNATURE, House, assigned, bring_badly, unread, vector
 
@@ -152,3 +152,14 @@ def test_a_rejection_that_is_journalled_after_the_end_of_its_run_still_counts(ho
     assert [event.site for event in house.happened("site.quarantined")] == ["ada"]
     house.settled()
     assert house.conductor.states["other"].live == {"bob"}
+
+
+def test_what_a_site_says_again_and_again_stands_in_the_journal_once(house):
+    house.run(sites=("ada", "bob", "eve"), wait={"kind": "quorum", "count": 1})
+    for _ in range(3):
+        house.desk.heard("bob", Failure(run="run", position=1, words="loss is nan", error="TaskFailed"))
+        house.desk.heard("eve", Refusal(run="run", words="no more"))
+        house.settled()
+    assert (len(house.happened("run.broken")), len(house.happened("run.refused"))) == (1, 1)
+    state = house.conductor.states["run"]
+    assert (state.phase, state.failed, state.gone) == ("running", {"bob"}, {"eve"})

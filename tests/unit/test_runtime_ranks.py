@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from atoll.errors import TaskFailed, Unavailable
+from atoll.errors import Denied, TaskFailed, Unavailable
 from atoll.runtime.executor import Group
 from atoll.runtime.incoming import Incoming
 from atoll.runtime.kept import RunFolder
@@ -67,3 +67,14 @@ def test_the_probes_ranks_are_not_taken_for_those_of_another_layout(house):
     assert (house.workers.started, house.workers.closed) == (2, 1)
     ranks.order(assign(layout=Layout(data=2)), ORDER)
     assert (house.workers.started, house.workers.closed) == (2, 1)
+
+
+def test_a_layout_of_more_ranks_than_the_site_takes_starts_none_of_them(house):
+    most = house.place.site.most_ranks
+    with pytest.raises(Denied, match=f"lyon refuses: layout: {most + 1} ranks, and its machines take {most} at most"):
+        ranks_of(house).order(assign(layout=Layout(data=most + 1)), ORDER)
+    with pytest.raises(Denied, match="set smaller degrees"):
+        ranks_of(house).order(assign(layout=Layout(tensor=10**9, pipeline=10**9)), ORDER)
+    assert house.workers.started == 0
+    ranks_of(house).order(assign(layout=Layout(data=most)), ORDER)
+    assert house.workers.started == 1

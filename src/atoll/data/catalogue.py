@@ -110,6 +110,10 @@ class Catalogue:
     def pretrained(self) -> tuple[Pretrained, ...]:
         return self._listing().pretrained
 
+    def find_pretrained(self, digest: str) -> Pretrained | None:
+        """Return the pretrained model of this digest, whatever it is called here."""
+        return next((one for one in self.pretrained() if one.digest == digest), None)
+
     def datasets(self) -> tuple[Dataset, ...]:
         return tuple(entry.dataset for entry in self._listing().entries)
 

@@ -121,16 +121,11 @@ class _Gather(torch.autograd.Function):
         return parts[dist.get_rank(ctx.group)].contiguous(), None, None
 
 
-class _GatherParts(torch.autograd.Function):
-    """All ranks' stretches joined, of which each makes something else: their gradients are summed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup, dim: int) -> torch.Tensor:
-        ctx.group, ctx.dim = group, dim
-        return _all(x, group, dim)
+class _GatherParts(_Gather):
+    """As `_Gather`, but of what is joined each rank makes something else: their gradients are summed."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient = gradients[0].contiguous().clone()
         dist.all_reduce(gradient, group=ctx.group)
-        return gradient.chunk(dist.get_world_size(ctx.group), ctx.dim)[dist.get_rank(ctx.group)], None, None
+        return _Gather.backward(ctx, gradient)

@@ -71,7 +71,7 @@ class Deploying:
         """Return the files that a model needs besides its own weights; raise `NotFound` where none such are listed."""
         if model.pretrained is None:
             return None
-        found = next((one for one in self._catalogue.pretrained() if one.digest == model.pretrained), None)
+        found = self._catalogue.find_pretrained(model.pretrained)
         if found is None:
             raise NotFound(
                 f"deployment: {model.reference} needs the pretrained files {model.pretrained}, and the hub lists none "

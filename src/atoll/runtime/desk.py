@@ -24,7 +24,7 @@ from atoll.runtime.intake import Intake
 from atoll.runtime.presence import Presence
 from atoll.runtime.quarantine import Quarantine
 from atoll.runtime.questions import Questions
-from atoll.runtime.state import spent
+from atoll.runtime.state import State, spent
 from atoll.runtime.stock import Stock
 from atoll.runtime.tree import Tree
 from atoll.spec.event import (
@@ -176,8 +176,12 @@ class Desk:
         return state.phase == "planning" or any(site in (one, *self.tree.way(one)) for one in state.everyone)
 
     def _told(self, site: str, event: Refused | Broken) -> None:
-        """Take a site's word on a run that it has a part in; on another, and in quarantine, it has no say."""
-        if self.quarantine.words(site):
+        """Take a site's word on a run that it has a part in; on another, in quarantine, and once it has refused for
+        good, it has no say."""
+        state = self._conductor.states.get(event.run)
+        if state is not None and site in state.gone:
+            log.info("%s, which has left run %s, says: %s", site, event.run, event.words)
+        elif self.quarantine.words(site):
             log.warning("%s, in quarantine, says of run %s: %s", site, event.run, event.words)
         elif self._takes_part(site, event.run) and event.run in self._conductor.here:
             self._conductor.post(event, actor=site)
@@ -186,10 +190,10 @@ class Desk:
 
     def _failed(self, site: str, message: Failure) -> None:
         """Hand on that a site failed, to end the run or not; in a stage that went on without it, it is nobody's any
-        more."""
+        more, and however often it says so the journal has it once."""
         state = self._conductor.states.get(message.run)
-        if state is not None and state.phase == "running" and spent(state, message.position, site):
-            log.info("%s: failed in stage %d of run %s, too late: %s", site, message.position, state.run, message.words)
+        if state is not None and state.phase == "running" and _no_news(state, site, message.position):
+            log.info("%s: failed in stage %d of run %s, again or too late", site, message.position, state.run)
             return
         if self._takes_part(site, message.run) and not self.quarantine.words(site):
             self._note(message.run, site, "failed")
@@ -257,3 +261,8 @@ class Desk:
                 self._conductor.trouble = str(error)
                 self._parts.changed(run)
             raise LinkLost(str(error)) from None
+
+
+def _no_news(state: State, site: str, position: int) -> bool:
+    """Tell whether the run knows of this failure, or has gone on from its stage."""
+    return site in state.failed or spent(state, position, site)

@@ -38,6 +38,15 @@ class Place:
         self.gate.ask(self._request(a, "open"), f"{self.site.name}/{name}", run=a.run)
         return self._planned(a, self.catalogue.verify(name))
 
+    def check_ranks(self, a: Assign) -> None:
+        """Raise `Denied` for a layout of more ranks than this site starts, before any is."""
+        most = self.site.most_ranks
+        if a.layout.ranks > most:
+            raise Denied(
+                f"{self.site.name} refuses: layout: {a.layout.ranks} ranks, and its machines take {most} at most; "
+                "set smaller degrees"
+            )
+
     def pretrained(self, a: Assign) -> Pretrained | None:
         """Return the pretrained files that the assignment's task names. Raises `Denied` where none such are listed.
 
@@ -46,7 +55,7 @@ class Place:
         wanted = a.task.pretrained if a.task is not None else None
         if wanted is None:
             return None
-        found = next((one for one in self.catalogue.pretrained() if one.digest == wanted), None)
+        found = self.catalogue.find_pretrained(wanted)
         if found is None:
             raise Denied(
                 f"{self.site.name} refuses: task.pretrained: it has none that is {wanted}; "

@@ -39,9 +39,10 @@ class Ranks:
     def order(self, a: Assign, order: Order, steps: int = 0) -> Reply:
         """Give the workers an order; ranks that die are replaced and the order is given again.
 
-        Raises `TaskFailed`, `Unavailable` when they died too often, and what fetching the code and opening the dataset
-        raise.
+        Raises `Denied` for more ranks than the site takes, `TaskFailed`, `Unavailable` when they died too often, and
+        what fetching the code and opening the dataset raise.
         """
+        self._place.check_ranks(a)
         self.join()
         self._ahead = None
         if self._group is not None and self._key != _key(a):

@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> Any:
         raise Invalid(f"{path}: cannot be read as text ({error}); give a YAML file") from None
     try:
         return _loaded(text)
-    except (yaml.YAMLError, ValueError) as error:  # 2026-13-45 is a date to YAML, and none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-13-45 is a date to YAML, and none
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error)

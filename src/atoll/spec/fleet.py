@@ -15,6 +15,8 @@ from pydantic import (
 
 from atoll.spec.document import Digest, Document, Name
 
+_CROWD = 4  # ranks that a device is shared by at most
+
 
 class Device(Document):
     kind: Literal["cpu", "cuda"] = "cpu"
@@ -50,6 +52,11 @@ class Site(Document):
 
     def dataset(self, name: str) -> Dataset | None:
         return next((dataset for dataset in self.datasets if dataset.name == name), None)
+
+    @property
+    def most_ranks(self) -> int:
+        """How many ranks a layout may have here. Whoever pins one writes any number, and each rank is a process."""
+        return _CROWD * sum(len(node.devices) for node in self.nodes)
 
 
 class Executor(Document):

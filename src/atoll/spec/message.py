@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
 from atoll.spec.compute import Compute
-from atoll.spec.document import Digest, Document, Name
+from atoll.spec.document import Digest, Document, Label, Name
 from atoll.spec.event import Answer, Metrics, Work
 from atoll.spec.fleet import Link, Profile, Site
 from atoll.spec.job import Data, Job, Optimiser, TaskRef
@@ -148,7 +148,7 @@ class Failure(Document):
     run: Name
     position: NonNegativeInt
     words: Words
-    error: str = "AtollError"  # its class in `atoll.errors`
+    error: Label = "AtollError"  # its class in `atoll.errors`
 
 
 class Progress(Document):
