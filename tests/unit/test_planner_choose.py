@@ -7,9 +7,9 @@ import pytest
 from atoll.errors import Denied, Invalid, TaskFailed, Unavailable
 from atoll.planner import allowed, ask, explain
 from atoll.planner.choose import choose, choose_sites
-from atoll.spec.fleet import Dataset, Device, Fleet, Link, Node, Profile, Site
+from atoll.spec.fleet import Dataset, Device, Fleet, Link, ModelShape, Node, Profile, Site
 from atoll.spec.job import EvaluateJob, QueryJob, TrainJob
-from atoll.spec.plan import Candidate, Plan
+from atoll.spec.plan import Candidate, Layout, Plan
 from atoll.spec.policy import Decision
 
 Refused = dict[tuple[str, str], Decision]  # (site, role) -> what its policy says instead of yes
@@ -55,7 +55,8 @@ def answers(
 
 
 def profiles(of: Fleet, parameters: int = 1000, step: float = 0.01, memory: int = 0) -> dict[str, Profile]:
-    measured = Profile(parameters=parameters, step_seconds=step, memory_bytes=memory)
+    shape = ModelShape(layers=20, block_parameters=parameters)
+    measured = Profile(parameters=parameters, step_seconds=step, memory_bytes=memory, shape=shape)
     return {site.name: measured for site in of.sites}
 
 
@@ -248,6 +249,37 @@ def test_ranks_are_used_where_the_step_is_worth_splitting():
     others = [one for one in short.considered if one.name.endswith("ranks a site")]
     assert [one.layouts["rome"].ranks for one in others] == [2, 3, 4]
     assert all(one.rejected[0].by == "price" for one in others)
+
+
+def test_what_does_not_fit_as_copies_is_cut_and_the_plan_says_why_and_what_else_there_was():
+    chosen = plan(train(), fleet(names=("oslo", "rome"), devices=4), step=9.0, parameters=100_000_000)
+    assert {layout.shard for layout in chosen.layouts.values()} == {4}
+    why = next(reason for reason in chosen.reasons if "computes" in reason.words)
+    assert (why.by, why.words) == (
+        "capability",
+        "oslo, rome: computes by shard 4, for copies do not fit: data 4: needs 2 GB a rank where a device has 1.07 GB",
+    )
+    others = {one.name.rpartition(", ")[2]: one.rejected[0] for one in chosen.considered if one.name.endswith("a site")}
+    assert others["2 ranks a site"].words == (
+        "does not fit at oslo: data 2: needs 2 GB a rank where a device has 1.07 GB"
+    )
+    assert {"1 rank a site", "2 ranks a site", "4 ranks a site", "shard 2 a site"} <= set(others)
+    assert sum(not one.rejected for one in chosen.considered) == 1
+
+
+def test_a_site_whose_devices_are_larger_copies_what_another_cuts():
+    of = fleet(names=("oslo", "rome"), devices=4)
+    large = of.sites[1].model_copy(update={"nodes": (Node(devices=(Device(memory_bytes=8 << 30),) * 4),)})
+    mixed = of.model_copy(update={"sites": (of.sites[0], large)})
+    chosen = plan(train(), mixed, step=9.0, parameters=100_000_000)
+    assert (chosen.layouts["oslo"], chosen.layouts["rome"]) == (Layout(shard=4), Layout(data=4))
+    assert any(reason.words.startswith("oslo: computes by shard 4") for reason in chosen.reasons)
+
+
+def test_a_pinned_layout_is_the_last_word_but_for_a_model_that_does_not_fit():
+    words = r"under data 4 and its device has 1\.07 GB; set layout: {shard: [234]}, or leave it out$"
+    with pytest.raises(Unavailable, match=words):
+        plan(train(layout={"data": 4}), fleet(names=("oslo",), devices=4), parameters=100_000_000)
 
 
 def test_a_pinned_layout_is_kept_and_a_batch_of_one_is_not_split():

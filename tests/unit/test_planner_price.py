@@ -8,9 +8,10 @@ import pytest
 
 from atoll.errors import Invalid
 from atoll.outer.wire import encode
-from atoll.planner import capacity, explain
+from atoll.planner import capacity, explain, step
 from atoll.planner import price as model
-from atoll.spec.fleet import Device, Fleet, Link, Profile, Site
+from atoll.spec.document import parse
+from atoll.spec.fleet import Device, Fleet, Link, ModelShape, Node, Profile, Site
 from atoll.spec.job import Optimiser, TrainJob
 from atoll.spec.plan import Layout, Plan, Sync
 
@@ -18,7 +19,7 @@ PLACE = model.Place(
     profile=Profile(parameters=1_000_000, step_seconds=0.1),
     link=Link(site="rome", bandwidth=1e7, latency=0.02),
     layout=Layout(),
-    devices=(Device(),) * 4,
+    nodes=(Node(devices=(Device(),) * 4),),
 )
 JOB = TrainJob.model_validate(
     {
@@ -137,8 +138,8 @@ def test_a_longer_period_costs_proportionally_fewer_bytes():
 
 
 def test_ranks_divide_a_step_up_to_the_devices_and_pay_for_their_all_reduce():
-    two, eight = (replace(PLACE, layout=Layout(data=ranks)).step_seconds for ranks in (2, 8))
-    assert two == pytest.approx(0.05 + model.ALL_REDUCE_SECONDS + 4e6 / model.LOCAL_BANDWIDTH)
+    two, eight = (replace(PLACE, layout=Layout(data=ranks)).step_seconds(JOB) for ranks in (2, 8))
+    assert two == pytest.approx(0.05 + step.START_SECONDS + 4e6 / step.LOCAL_BANDWIDTH)
     assert eight > 0.1 / 4
 
 
@@ -154,21 +155,31 @@ def test_a_buffer_fills_as_often_as_sites_deliver():
     [(Optimiser(), 4), (Optimiser(momentum=0.9), 5), (Optimiser(kind="adam"), 6), (Optimiser(kind="adamw"), 6)],
 )
 def test_memory_counts_weights_gradient_moments_start_and_delta(optimiser: Optimiser, copies: int):
-    assert model.rank_memory(Profile(parameters=1000, step_seconds=1), optimiser) == 4 * 1000 * copies
+    job = JOB.model_copy(update={"optimiser": optimiser})
+    assert model.rank_memory(Profile(parameters=1000, step_seconds=1), job) == 4 * 1000 * copies
 
 
 def test_measured_memory_stands_where_it_is_more_than_the_model_explains():
     profile = Profile(parameters=1000, step_seconds=1, memory_bytes=1_000_000)
-    assert model.rank_memory(profile, Optimiser()) == 1_000_000 + 2 * 4000
+    assert model.rank_memory(profile, JOB) == 1_000_000 + 2 * 4000
 
 
-def test_ranks_that_share_a_model_hold_a_part_of_its_step_and_all_of_its_start_and_delta():
+def test_ranks_that_share_a_model_hold_a_part_of_it_and_each_builds_all_of_it():
+    adam = JOB.model_copy(update={"optimiser": Optimiser(kind="adam")})
+    shape = ModelShape(layers=10, block_parameters=1000)
+    profile = Profile(parameters=1000, step_seconds=1, shape=shape)
+    block = 100 * (4 + 4 + 4)  # two blocks are whole at once, and one of them has a gradient
+    assert model.rank_memory(profile, adam, Layout(shard=4)) == 4 * 1000 * 6 // 4 + block
+    assert model.rank_memory(profile, adam, Layout(shard=4, data=2)) == 4 * 1000 * 6 // 4 + block
+    assert model.rank_memory(profile, adam, Layout(data=4)) == 4 * 1000 * 7, "and what of the gradient is on its way"
+    assert model.rank_memory(profile, adam, Layout(shard=100)) == 4000, "which is what building it takes"
+    alone = Profile(parameters=1000, step_seconds=1)
+    assert model.rank_memory(alone, adam, Layout(shard=4)) == 4 * 1000 * 6 // 4 + 8 * 1000, "one unit, made whole"
+
+
+def test_control_variates_are_of_the_whole_model():
     profile = Profile(parameters=1000, step_seconds=1)
-    alone, shared = (
-        model.rank_memory(profile, Optimiser(kind="adam"), layout=one) for one in (Layout(), Layout(shard=4))
-    )
-    assert (alone, shared) == (4 * 1000 * (4 + 2), 4 * 1000 * (1 + 2))
-    assert model.rank_memory(profile, Optimiser(kind="adam"), layout=Layout(data=4)) == alone
+    assert model.rank_memory(profile, JOB, control=True) == 4 * 1000 * (4 + 5)
 
 
 FLEET = Fleet(
@@ -180,46 +191,69 @@ PLAN = Plan(sites=("oslo", "rome"), layouts={"oslo": Layout(), "rome": Layout()}
 
 
 def test_no_change_costs_the_same():
-    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES)
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, capacity.Change())
     assert outlook.then == outlook.now
     assert outlook.change == "no change"
 
 
 def test_more_sites_send_more_bytes_at_the_pace_of_the_slowest():
-    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, sites=2)
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, capacity.Change(sites=2))
     assert outlook.then.bytes - 400_000 == 2 * (outlook.now.bytes - 400_000)
     assert outlook.then.seconds == pytest.approx(outlook.now.seconds)
     assert outlook.change == "2 more sites like the slowest"
 
 
 def test_faster_links_change_transfer_only():
-    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, bandwidth=10)
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, capacity.Change(bandwidth=10))
     assert outlook.then.compute_seconds == outlook.now.compute_seconds
     assert outlook.then.transfer_seconds < outlook.now.transfer_seconds / 4
     assert outlook.then.bytes == outlook.now.bytes
 
 
 def test_a_bigger_model_grows_seconds_bytes_and_its_own_share_of_memory():
-    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, parameters=3)
+    outlook = capacity.what_if(JOB, PLAN, FLEET, PROFILES, capacity.Change(parameters=3))
     assert outlook.then.compute_seconds == pytest.approx(3 * outlook.now.compute_seconds)
     assert outlook.then.bytes == 3 * outlook.now.bytes
     assert outlook.then.memory_bytes - outlook.now.memory_bytes == 2 * 100_000 * 4 * 4
 
 
+def test_a_bigger_model_is_cut_anew_and_one_that_fits_nowhere_is_told():
+    of = Fleet(sites=(Site(name="oslo", nodes=(Node(devices=(Device(memory_bytes=10**9),) * 4),)),))
+    shape = ModelShape(layers=20, block_parameters=10_000_000)
+    profiles = {"oslo": Profile(parameters=10_000_000, step_seconds=1.0, shape=shape)}
+    plan = Plan(sites=("oslo",), layouts={"oslo": Layout(data=4)}, sync=sync(), rounds=10)
+    changes = {times: capacity.Change(parameters=times) for times in (2, 10, 30)}
+    told = {times: capacity.what_if(JOB, plan, of, profiles, change) for times, change in changes.items()}
+    assert told[2].change == "a model 2 times as big"
+    assert told[10].change == "a model 10 times as big (by shard 4)"
+    assert "a model 30 times as big (does not fit: " in told[30].change
+    pinned = JOB.model_copy(update={"layout": Layout(data=4)})
+    kept = capacity.what_if(pinned, plan, of, profiles, changes[10])
+    assert "(does not fit: data 4: needs 2 GB a rank where a device has 1 GB)" in kept.change
+
+
+def test_more_nodes_take_a_step_that_is_worth_splitting():
+    slow = {name: Profile(parameters=100_000, step_seconds=5.0) for name in ("oslo", "rome")}
+    outlook = capacity.what_if(JOB, PLAN, FLEET, slow, capacity.Change(nodes=3))
+    assert outlook.change == "3 more nodes at each site (by data 4)"
+    assert outlook.then.compute_seconds < 0.3 * outlook.now.compute_seconds
+
+
 def test_the_table_has_a_row_for_each_usual_question():
     changes = [row.change for row in capacity.table(JOB, PLAN, FLEET, PROFILES)]
     assert changes[0] == "1 more site like the slowest"
+    assert changes[3].startswith("1 more node at each site")
     assert "links 10 times as fast" in changes
     assert changes[-1] == "a model 10 times as big"
 
 
-def test_senseless_changes_are_refused():
-    with pytest.raises(Invalid, match="sites: -1"):
-        capacity.what_if(JOB, PLAN, FLEET, PROFILES, sites=-1)
-    with pytest.raises(Invalid, match="bandwidth: 0 times"):
-        capacity.what_if(JOB, PLAN, FLEET, PROFILES, bandwidth=0)
-    with pytest.raises(Invalid, match="parameters: nan times"):
-        capacity.what_if(JOB, PLAN, FLEET, PROFILES, parameters=float("nan"))
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("sites", -1, "greater than or equal to 0"), ("bandwidth", 0, "greater than 0"), ("parameters", float("nan"), "")],
+)
+def test_senseless_changes_are_refused(field: str, value: float, words: str):
+    with pytest.raises(Invalid, match=f"{field}: .*{words}"):
+        parse(capacity.Change, {field: value}, "capacity")
 
 
 def test_numbers_are_told_in_units_that_fit():

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
 from atoll.errors import TaskFailed
-from atoll.inner.plans import plan_of, planned
+from atoll.inner.plans import nearest, plan_of, planned
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -45,8 +45,8 @@ def own_stretch(made: torch.Tensor, ranks: int, rank: int) -> torch.Tensor:
     positions = made.shape[1]
     if positions % ranks:
         raise TaskFailed(
-            f"layout.context: {ranks} ranks cannot share {positions} positions evenly; "
-            f"make sequences {positions // ranks * ranks or ranks} long"
+            f"layout.context: {ranks} does not divide the {positions} positions of a sequence; set it to "
+            f"{nearest(ranks, positions)}, or make sequences {positions // ranks * ranks or ranks} long"
         )
     return made.chunk(ranks, 1)[rank]
 

@@ -22,7 +22,7 @@ from torch.distributed.pipelining import (
 
 from atoll.errors import TaskFailed
 from atoll.inner.mesh import Mesh
-from atoll.inner.plans import plan_of
+from atoll.inner.plans import check_stages, plan_of
 from atoll.inner.whole import whole
 from atoll.spec.compute import Compute
 
@@ -49,6 +49,7 @@ class Stages:
 def split(model: nn.Module, mesh: Mesh, compute: Compute) -> Stages:
     """Cut the model into stages, which take turns over the axis."""
     ranks, each = mesh.layout.pipeline, _STAGES[compute.schedule]
+    check_stages(model, ranks, each)
     stages: list[nn.Module] = plan_of(model, "pipeline_split")(ranks * each)
     places: dict[str, int] = {}
     for number, stage in enumerate(stages):

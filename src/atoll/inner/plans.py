@@ -1,8 +1,8 @@
 """What a model says of how it is spread: names by pattern, in the manner of transformers' `tp_plan`.
 
 A model carries what it can: `tp_plan`, `context_plan`, `expert_plan`, `pipeline_split` with `pipeline_widths`, and
-`heads` and `experts`, whose numbers must divide. Data and shard need none of it; a `shard_plan`
-may name what is made whole together.
+`heads`, `experts` and `layers`, whose numbers degrees must divide or stay within. Data and shard need none of it; a
+`shard_plan` may name what is made whole together.
 """
 
 import math
@@ -15,13 +15,13 @@ from torch import nn
 from atoll.errors import TaskFailed
 from atoll.inner.mesh import Mesh
 
-_BRINGS = {
+# The degrees that ask something of a model, and what of.
+AXES = {
     "tensor": "tp_plan",
     "context": "context_plan",
     "expert": "expert_plan",
     "pipeline": "pipeline_split",
 }
-AXES = tuple(_BRINGS)  # that ask something of a model
 
 
 def planned(model: nn.Module, patterns: Iterable[str]) -> Iterator[tuple[str, str, nn.Module]]:
@@ -41,7 +41,7 @@ def plan_of(model: nn.Module, name: str) -> Any:
 def check(model: nn.Module, mesh: Mesh, axes: Collection[str]) -> None:
     """Raise `TaskFailed` for a degree that the model brings no plan for, or that its sizes are no multiple of."""
     layout, called = mesh.layout, type(model).__name__
-    for axis, plan in _BRINGS.items():
+    for axis, plan in AXES.items():
         if axis in axes and mesh.has(axis) and plan_of(model, plan) is None:
             raise TaskFailed(
                 f"layout.{axis}: {called} carries no {plan}, by which it would be spread; set {axis} to 1, use "
@@ -52,11 +52,11 @@ def check(model: nn.Module, mesh: Mesh, axes: Collection[str]) -> None:
             raise TaskFailed(f"layout.{axis}: {called} has no module in its {plan}; set {axis} to 1")
     if "tensor" not in axes:
         return
-    _divides("tensor", layout.tensor, _heads(model), "heads")
+    _divides("tensor", layout.tensor, heads(model), "heads")
     _divides("expert", layout.expert, plan_of(model, "experts"), "experts")
 
 
-def _heads(model: nn.Module) -> object:
+def heads(model: nn.Module) -> object:
     """Return how many heads there are to share, of a transformers model those of keys and values, too."""
     config = plan_of(model, "config")
     asked, answering = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
@@ -68,9 +68,24 @@ def _heads(model: nn.Module) -> object:
 def _divides(axis: str, degree: int, number: object, what: str) -> None:
     if degree == 1 or not isinstance(number, int) or number % degree == 0:
         return
-    fitting = [found for found in range(1, number + 1) if number % found == 0]
-    nearest = min(fitting, key=lambda found: abs(found - degree))
-    raise TaskFailed(f"layout.{axis}: {degree} does not divide the model's {number} {what}; set it to {nearest}")
+    raise TaskFailed(
+        f"layout.{axis}: {degree} does not divide the model's {number} {what}; set it to {nearest(degree, number)}"
+    )
+
+
+def nearest(degree: int, number: int) -> int:
+    """Return the degree nearest to one that divides a number."""
+    return min((found for found in range(1, number + 1) if number % found == 0), key=lambda found: abs(found - degree))
+
+
+def check_stages(model: nn.Module, ranks: int, each: int) -> None:
+    """Raise `TaskFailed` where a pipeline's stages, so many at each rank, are more than the model's `layers`."""
+    layers = plan_of(model, "layers")
+    if not isinstance(layers, int) or ranks * each <= layers:
+        return
+    stages = f"{ranks} ranks" if each == 1 else f"{ranks} ranks of {each} stages (compute.schedule)"
+    mend = f"set it to {layers // each}" if layers >= 2 * each else "set it to 1"
+    raise TaskFailed(f"layout.pipeline: {stages} for the model's {layers} layers, where each stage has one; {mend}")
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -10,25 +10,18 @@ from dataclasses import dataclass
 from atoll.errors import Invalid, TaskFailed, Unavailable
 from atoll.planner import allowed
 from atoll.planner.ask import Answers, Role
-from atoll.planner.explain import duration, volume
+from atoll.planner.explain import duration, spelled
+from atoll.planner.layouts import TIE_SHARE, Choice, candidates, choose_layout, misfit, unfit
 from atoll.planner.points import Point, points
-from atoll.planner.price import (
-    Place,
-    gather_price,
-    largest_node,
-    places,
-    price,
-    rank_memory,
-    rounds,
-)
+from atoll.planner.price import Place, gather_price, places, price, rounds
+from atoll.planner.step import nodes_of
 from atoll.spec.fleet import Fleet, Profile
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason, Sync
 from atoll.spec.task import beyond_arrays
 
-TIE_SHARE = 0.10
 TIE_SECONDS = 1.0
-MOST_RANKS = 4  # data degrees tried; more can be pinned
+MOST_OTHERS = 8  # layouts that are told beside the chosen one, the cheapest
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +49,8 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
     initialiser = allowed.initialiser(sites, answers)
     evaluating = allowed.evaluators(job, fleet, answers, sites)
     _check_personal(job.sync, sites, evaluating.sites)
-    layouts = {site: _best_layout(job, fleet, site, profiles[site]) for site in sites}
+    choices = {site: choose_layout(job, nodes_of(fleet.site(site)), profiles[site]) for site in sites}
+    layouts = {site: choice.layout for site, choice in choices.items()}
     at = places(layouts, fleet, profiles)
     gather = _gather(job, fleet, answers, layouts, at)
     synced = [_candidate(job, point, layouts, at) for point in points(job, len(sites), gradients)]
@@ -72,7 +66,14 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
         sync=sync,
         rounds=rounds(job.steps, sync.stride),
         price=chosen.price,
-        reasons=(_why(job, chosen, synced), *admitted.left_out, *guessed, *unable, *evaluating.left_out),
+        reasons=(
+            _why(job, chosen, synced),
+            *_why_layouts(job, choices),
+            *admitted.left_out,
+            *guessed,
+            *unable,
+            *evaluating.left_out,
+        ),
         considered=(*gather, *considered, *others),
     )
 
@@ -126,12 +127,7 @@ def _able(
 def _inability(job: TrainJob, fleet: Fleet, name: str, profile: Profile | None) -> str | None:
     if profile is None:
         return "it did not measure the task; see its log and try again"
-    site = fleet.site(name)
-    smallest = min((device.memory_bytes for device in largest_node(site)), default=0) if site else 0
-    needed = rank_memory(profile, job.optimiser, job.sync is not None and job.sync.control, job.layout or Layout())
-    if needed <= smallest:
-        return None
-    return f"a rank needs {volume(needed)} and its device has {volume(smallest)}; use a smaller model or batch"
+    return unfit(job, nodes_of(fleet.site(name)), profile)
 
 
 def _check_same_model(sites: Sequence[str], profiles: Mapping[str, Profile]) -> None:
@@ -172,22 +168,6 @@ def _check_gradients(job: TrainJob, profiles: Sequence[Profile]) -> bool:
     if job.layout and job.layout.ranks > 1:
         raise Invalid(f"layout: {job.layout.ranks} ranks share gradients, and a task of arrays has none; remove it")
     return False
-
-
-def _degrees(job: TrainJob, fleet: Fleet, name: str, profile: Profile) -> range:
-    site = fleet.site(name)
-    devices = len(largest_node(site)) if site and profile.gradients else 1
-    return range(1, min(MOST_RANKS, devices, job.batch) + 1)
-
-
-def _best_layout(job: TrainJob, fleet: Fleet, site: str, profile: Profile) -> Layout:
-    """Return the pinned layout, or the fewest ranks whose step is within the tie's share of the fastest."""
-    if job.layout is not None:
-        return job.layout
-    options = [Layout(data=degree) for degree in _degrees(job, fleet, site, profile)]
-    steps = [places({site: layout}, fleet, {site: profile})[0].step_seconds for layout in options]
-    fastest = min(steps)
-    return next(layout for layout, step in zip(options, steps, strict=True) if step <= fastest * (1 + TIE_SHARE))
 
 
 def _candidate(job: TrainJob, point: Point, layouts: Mapping[str, Layout], at: Sequence[Place]) -> _Considered:
@@ -252,25 +232,75 @@ def _other_layouts(
     profiles: Mapping[str, Profile],
     chosen: _Considered,
 ) -> list[Candidate]:
-    """Return the chosen sync under every other equal number of ranks, each with its price and reason."""
+    """Return the chosen sync under every other layout that was considered, each with its price and reason.
+
+    Of those that are not data parallel the cheapest, and only where the chosen one is not.
+    """
     sync = chosen.candidate.sync
-    most = {site: _degrees(job, fleet, site, profiles[site])[-1] for site in layouts}
-    others: list[Candidate] = []
-    for degree in range(1, max(most.values()) + 1):
-        other = {site: Layout(data=min(degree, most[site])) for site in layouts}
-        if other == dict(layouts) or sync is None:
+    assert sync is not None
+    offered = {site: candidates(job, nodes_of(fleet.site(site)), profiles[site]) for site in layouts}
+    copies_only = all(layout.plain for layout in layouts.values())
+    names = dict.fromkeys(layout for options in offered.values() for layout in options)
+    found: dict[tuple[Layout, ...], _Considered] = {}
+    for layout in names:
+        if copies_only and not layout.plain:
+            continue
+        other = {site: _nearest(layout, options, layouts[site]) for site, options in offered.items()}
+        key = tuple(other.values())
+        if other == dict(layouts) or key in found:
             continue
         cost = price(job, sync, places(other, fleet, profiles))
-        label = f"{chosen.candidate.name}, {_ranks(degree)} a site"
-        reason = _by_price(cost, chosen, "for more ranks")
-        if job.layout is not None:
-            reason = Reason(by="the job", words=f"the job pins the layout to {_ranks(job.layout.ranks)} a site")
-        others.append(Candidate(name=label, sync=sync, layouts=other, price=cost, rejected=(reason,)))
-    return others
+        reason = _why_not(job, fleet, other, profiles, cost, chosen)
+        label = f"{chosen.candidate.name}, {_ranks(layout)} a site"
+        candidate = Candidate(name=label, sync=sync, layouts=other, price=cost, rejected=(reason,))
+        found[key] = _Considered(candidate, cost)
+    copies = [one.candidate for key, one in found.items() if all(layout.plain for layout in key)]
+    cut = [one for key, one in found.items() if not all(layout.plain for layout in key)]
+    cut.sort(key=lambda one: one.price.seconds)
+    return [*copies, *(one.candidate for one in cut[:MOST_OTHERS])]
 
 
-def _ranks(count: int) -> str:
-    return f"{count} rank" if count == 1 else f"{count} ranks"
+def _nearest(layout: Layout, options: Sequence[Layout], chosen: Layout) -> Layout:
+    """Return a layout where it is offered; else of copies as many as there may be, and otherwise what was chosen."""
+    if layout in options:
+        return layout
+    return max((one for one in options if one.plain), key=lambda one: one.data) if layout.plain else chosen
+
+
+def _why_not(
+    job: TrainJob,
+    fleet: Fleet,
+    layouts: Mapping[str, Layout],
+    profiles: Mapping[str, Profile],
+    cost: Price,
+    chosen: _Considered,
+) -> Reason:
+    if job.layout is not None:
+        return Reason(by="the job", words=f"the job pins the layout to {_ranks(job.layout)} a site")
+    for site, layout in layouts.items():
+        if words := misfit(job, nodes_of(fleet.site(site)), profiles[site], layout):
+            return Reason(by="capability", words=f"does not fit at {site}: {words}")
+    return _by_price(cost, chosen, "for more ranks")
+
+
+def _ranks(layout: Layout) -> str:
+    if not layout.plain:
+        return spelled(layout)
+    return "1 rank" if layout.ranks == 1 else f"{layout.ranks} ranks"
+
+
+def _why_layouts(job: TrainJob, choices: Mapping[str, Choice]) -> tuple[Reason, ...]:
+    """Return why sites compute by something else than copies: those of one layout and one reason together."""
+    if job.layout is not None:
+        return ()
+    told: dict[str, list[str]] = {}
+    for site, choice in choices.items():
+        copies = [words for layout, words in choice.too_big if layout.plain]
+        if copies and not choice.layout.plain:
+            told.setdefault(f"by {spelled(choice.layout)}, for copies do not fit: {copies[-1]}", []).append(site)
+    return tuple(
+        Reason(by="capability", words=f"{', '.join(sites)}: computes {words}") for words, sites in told.items()
+    )
 
 
 def _why(job: TrainJob, chosen: _Considered, synced: Sequence[_Considered]) -> Reason:

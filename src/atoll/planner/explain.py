@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from atoll.spec.plan import Candidate, Plan, Reason
+from atoll.spec.plan import Candidate, Layout, Plan, Reason
 
 
 def lines(plan: Plan) -> list[str]:
@@ -55,6 +55,12 @@ def volume(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def spelled(layout: Layout) -> str:
+    """Return a layout for people: its degrees above 1."""
+    said = [f"{axis} {degree}" for axis, degree in layout.model_dump().items() if degree > 1]
+    return " x ".join(said) or "1 rank"
 
 
 def _predicted(chosen: Candidate) -> str:

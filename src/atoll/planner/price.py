@@ -1,24 +1,24 @@
 """What a candidate is predicted to cost: one stated model, so that a wrong prediction can be traced to a term.
 
-P parameters, S sites, T steps, F fragments, k = period / F, R = ceil(T / k) rounds, r ranks at a site with d devices,
-float32:
+P parameters, S sites, T steps, F fragments, k = period / F, R = ceil(T / k) rounds, float32:
 
-    step       s(r) = step_seconds / min(r, d) + [r > 1] x (ALL_REDUCE_SECONDS + 2 (r-1)/r x 4 P / LOCAL_BANDWIDTH)
-    compute    C = T x max over sites of s(r), or with `seconds`, B, at most R x max(B, that of one step)
+    step       s = computing / ranks + what the ranks of a site's layout say to each other: `atoll.planner.step`
+    compute    C = T x max over sites of s, or with `seconds`, B, at most R x max(B, that of one step)
     down       4 P, or with fragments or `down` a change: as up, by the transforms of `down`      bytes
     up         o + b(n), with p = ceil(P / F), n = p and o = 0, or under topk n = ceil(share p) and places that take
                o = min(ceil(p / 8), 2 n)                                                          bytes
     b(n)       4 n, bfloat16 2 n, int8 n + 4 ceil(n / 1024), int4 ceil(n / 2) + 2 ceil(n / 64)    bytes
     link       L = max over sites of ROUND_TRIPS x latency + (down + up) / bandwidth              seconds
     hub        H = n (down + up) / HUB_BANDWIDTH, for the hub shares its link among n sites       seconds
-    transfer   X = R x (max(0, max(L, H) - delay x max over sites of s(r)) + ROUND_SECONDS)       seconds
+    transfer   X = R x (max(0, max(L, H) - delay x max over sites of s) + ROUND_SECONDS)          seconds
     bytes      R x n x (down + up) + 4 P, the last for the first weights going up
-    memory     max(measured, 4 P x (weights + gradient + moments)) + 4 P x (start + delta)        bytes a rank
+    memory     max(4 P, M + 4 q x (start + delta)) + what the measured worker held beside its M   bytes a rank
     seconds    (C + X) x n / S
 
 n is S, unless rounds wait for a buffer of n updates: then sites deliver by turns, and a round comes S / n times as
 often; then a site's last version is seldom the one before, and weights are priced whole. A quorum is priced as if every
-site came. With control variates 2 P numbers go down and up in a round, and a rank
+site came. M, of a rank's part of q parameters, is the step's in `atoll.spec.footprint`, and 4 P what building the model
+takes before it is cut. With control variates 2 P numbers go down and up in a round, and a rank
 holds 20 P bytes more. What zstd saves is not known before it is tried, and counts as
 nothing. Compute hides of a round's transfer what `delay` steps of the slowest site take, for that is how far sites go
 on meanwhile; nothing else of the two overlaps. Starting workers, statistics and evaluation are not counted, nor is the
@@ -29,16 +29,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.spec.fleet import Dataset, Device, Fleet, Link, Profile, Site
-from atoll.spec.job import Optimiser, TrainJob
+from atoll.planner.step import nodes_of, step_seconds
+from atoll.spec.fleet import Dataset, Fleet, Link, Node, Profile
+from atoll.spec.footprint import FLOAT_BYTES, kept, step_bytes
+from atoll.spec.job import TrainJob
 from atoll.spec.plan import Layout, Price, Sync, Transform
 
 _WHOLE = Layout()
-FLOAT_BYTES = 4
 INT8_BLOCK = 1024  # parameters that share one float32 scale
 INT4_BLOCK = 64  # parameters that share one bfloat16 scale
-ALL_REDUCE_SECONDS = 1e-3  # start of one all-reduce between local processes
-LOCAL_BANDWIDTH = 1e9  # bytes per second between ranks of one machine, gloo over loopback
 HUB_BANDWIDTH = 1e9  # bytes per second a hub on two cores receives, adds and sends
 ROUND_TRIPS = 3  # assignment, weights, update
 ROUND_SECONDS = 1e-2  # the hub's journal and the start of a round in the workers
@@ -51,35 +50,22 @@ class Place:
     profile: Profile
     link: Link
     layout: Layout
-    devices: tuple[Device, ...]
+    nodes: tuple[Node, ...]
 
-    @property
-    def step_seconds(self) -> float:
+    def step_seconds(self, job: TrainJob) -> float:
         """Seconds of one inner step under this layout."""
-        ranks = self.layout.ranks
-        seconds = self.profile.step_seconds / min(ranks, len(self.devices))
-        if ranks == 1:
-            return seconds
-        moved = 2 * (ranks - 1) / ranks * FLOAT_BYTES * self.profile.parameters
-        return seconds + ALL_REDUCE_SECONDS + moved / LOCAL_BANDWIDTH
+        return step_seconds(self.profile, self.layout, self.nodes, job)
 
     def link_seconds(self, size: int) -> float:
         """Seconds that `size` bytes and a round's messages take between this site and the hub."""
         return ROUND_TRIPS * self.link.latency + size / self.link.bandwidth
 
 
-def largest_node(site: Site) -> tuple[Device, ...]:
-    """Return the devices of the site's largest node: the ranks of one layout live on one machine."""
-    return max((node.devices for node in site.nodes), key=len, default=()) or (Device(),)
-
-
 def places(layouts: Mapping[str, Layout], fleet: Fleet, profiles: Mapping[str, Profile]) -> tuple[Place, ...]:
     """Return what the model needs to know of each site in `layouts`, in its order."""
     found: list[Place] = []
     for name, layout in layouts.items():
-        site = fleet.site(name)
-        devices = largest_node(site) if site else (Device(),)
-        found.append(Place(profiles[name], fleet.link(name), layout, devices))
+        found.append(Place(profiles[name], fleet.link(name), layout, nodes_of(fleet.site(name))))
     return tuple(found)
 
 
@@ -123,18 +109,15 @@ def round_bytes(parameters: int, sync: Sync) -> int:
     return down_bytes(exchanged, sync) + wire_bytes(math.ceil(exchanged / sync.fragments), sync)
 
 
-def step_memory(parameters: int, optimiser: Optimiser) -> int:
-    """Bytes of weights, gradient and the inner optimiser's moments."""
-    moments = 2 if optimiser.kind in ("adam", "adamw") else int(optimiser.momentum > 0)
-    return FLOAT_BYTES * parameters * (2 + moments)
-
-
-def rank_memory(profile: Profile, optimiser: Optimiser, control: bool = False, layout: Layout = _WHOLE) -> int:
-    """Bytes a rank needs: of a data layout each holds the whole model; what was measured includes the step's."""
-    parts = layout.shard * layout.tensor * layout.pipeline
-    held = max(profile.memory_bytes, math.ceil(step_memory(profile.parameters, optimiser) / parts))
-    # The round's start and the delta; both control variates, their difference, and gradients summed in float64.
-    return held + (2 + 5 * control) * FLOAT_BYTES * profile.parameters
+def rank_memory(profile: Profile, job: TrainJob, layout: Layout = _WHOLE, control: bool = False) -> int:
+    """Bytes a rank needs: what the model explains, and what the measured worker held beside that."""
+    explained = step_bytes(profile, profile.layout, job.optimiser, job.compute, job.batch)
+    beside = max(0, profile.memory_bytes - explained)
+    # The round's start and the delta of what a rank keeps.
+    held = step_bytes(profile, layout, job.optimiser, job.compute, job.batch) + 2 * FLOAT_BYTES * kept(profile, layout)
+    # Both control variates, their difference, and gradients summed in float64, of the whole model.
+    more = 5 * FLOAT_BYTES * profile.parameters if control else 0
+    return beside + max(FLOAT_BYTES * profile.parameters, held) + more
 
 
 def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
@@ -144,7 +127,7 @@ def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
     count = sync.wait.count if sync.wait.kind == "buffer" and sync.wait.count else len(at)
     share = min(1.0, count / len(at))
     trips = rounds(job.steps, sync.stride)
-    step = max(place.step_seconds for place in at)
+    step = max(place.step_seconds(job) for place in at)
     compute = job.steps * step * share
     if sync.seconds is not None:
         compute = min(compute, trips * max(sync.seconds, step) * share)
@@ -156,7 +139,7 @@ def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
         compute_seconds=compute,
         transfer_seconds=transfer,
         bytes=trips * count * size + FLOAT_BYTES * parameters,
-        memory_bytes=max(rank_memory(place.profile, job.optimiser, sync.control, place.layout) for place in at),
+        memory_bytes=max(rank_memory(place.profile, job, place.layout, sync.control) for place in at),
     )
 
 
@@ -168,7 +151,7 @@ def gather_price(job: TrainJob, datasets: Sequence[Dataset], at: Sequence[Place]
     home = max(range(len(at)), key=lambda index: datasets[index].bytes)
     moved = [dataset.bytes for dataset in datasets]
     moved[home] = 0
-    compute = job.steps * len(at) * at[home].step_seconds
+    compute = job.steps * len(at) * at[home].step_seconds(job)
     total = sum(moved)
     slowest = max(place.link_seconds(size) for place, size in zip(at, moved, strict=True))
     # The hub passes every row on, so what it takes in it also sends, over home's link.
@@ -178,5 +161,5 @@ def gather_price(job: TrainJob, datasets: Sequence[Dataset], at: Sequence[Place]
         compute_seconds=compute,
         transfer_seconds=transfer,
         bytes=2 * total,
-        memory_bytes=rank_memory(at[home].profile, job.optimiser),
+        memory_bytes=rank_memory(at[home].profile, job, at[home].layout),
     )

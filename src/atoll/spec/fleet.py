@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from atoll.spec.document import Digest, Document, Name
+from atoll.spec.plan import Layout
 
 _CROWD = 4  # ranks that a device is shared by at most
 
@@ -68,10 +69,11 @@ class Executor(Document):
     cpus: PositiveFloat = 1.0  # that a rank takes of a Ray node
     gpus: NonNegativeFloat = 0.0
     labels: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]] = {}  # of its nodes
+    silence: PositiveFloat = Field(default=2.0, le=600)  # seconds without a sign of life that make a rank a lost one
 
     @model_validator(mode="after")
     def _only_ray_has_settings(self) -> Self:
-        if self.kind == "local" and self.model_fields_set - {"kind"}:
+        if self.kind == "local" and self.model_fields_set - {"kind", "silence"}:
             raise ValueError("address, cpus, gpus and labels are Ray's; add kind: ray, or remove them")
         return self
 
@@ -80,6 +82,12 @@ class SiteFile(Site):
     """A site's own document. How it starts its ranks is told to nobody."""
 
     executor: Executor = Executor()
+
+    @model_validator(mode="after")
+    def _several_nodes_have_ray(self) -> Self:
+        if self.executor.kind == "local" and len(self.nodes) > 1:
+            raise ValueError("nodes: ranks on several nodes are started by Ray; set executor: {kind: ray}, or name one")
+        return self
 
     @property
     def told(self) -> Site:
@@ -94,13 +102,33 @@ class Link(Document):
     latency: NonNegativeFloat = 1e-3  # seconds, one round trip
 
 
+Degree = Literal["tensor", "pipeline", "context", "expert"]  # of a layout, that asks something of a model
+
+
+class ModelShape(Document):
+    """What of a model its layouts must divide and their prices hang on; 0 where it does not tell."""
+
+    axes: Annotated[tuple[Degree, ...], Field(max_length=4)] = ()  # that the model carries a plan for
+    layers: int = Field(default=0, ge=0, le=1 << 20)  # its blocks: members of its lists of modules
+    heads: int = Field(default=0, ge=0, le=1 << 20)
+    experts: int = Field(default=0, ge=0, le=1 << 20)
+    positions: int = Field(default=0, ge=0, le=1 << 32)  # of an example, between two blocks
+    width: int = Field(default=0, ge=0, le=1 << 32)  # numbers of each position there
+    activation_bytes: int = Field(default=0, ge=0, le=1 << 50)  # that an example leaves for its gradient, in float32
+    block_parameters: int = Field(default=0, ge=0, le=1 << 42)  # of all blocks
+    tensor_parameters: int = Field(default=0, ge=0, le=1 << 42)  # that its tensor plan cuts
+    expert_parameters: int = Field(default=0, ge=0, le=1 << 42)  # that its experts have
+
+
 class Profile(Document):
     """What a site measured of a task before planning: a worker built the model and timed its training step."""
 
     parameters: int = Field(ge=0, le=1 << 42)
-    step_seconds: float = Field(gt=0, le=1e6)  # one inner step at the job's batch size on one rank
-    memory_bytes: int = Field(default=0, ge=0, le=1 << 50)  # resident memory of that worker
+    step_seconds: float = Field(gt=0, le=1e6)  # one inner step at the job's batch size, under `layout`
+    memory_bytes: int = Field(default=0, ge=0, le=1 << 50)  # the most that a worker held then; 0: it took no step
     gradients: bool = True  # False: an `ArraysTask`, which steps by itself in one process
+    layout: Layout = Layout()
+    shape: ModelShape = ModelShape()
 
 
 class Reach(Document):

@@ -156,7 +156,8 @@ class GPT(nn.Module):
             raise TaskFailed(f"width: {shape.width}: is no multiple of {shape.heads} heads; change either")
         if shape.experts and shape.chosen > shape.experts:
             raise TaskFailed(f"chosen: {shape.chosen}: there are {shape.experts} experts; lower it")
-        self.heads, self.experts = shape.heads, shape.experts
+        self.heads, self.experts, self.layers = shape.heads, shape.experts, shape.layers
+        self.chosen = shape.chosen
         self.pipeline_widths = (shape.width, shape.vocabulary)
         self.embed: nn.Module | None = Embed(shape)
         self.blocks = nn.ModuleDict({str(number): Block(shape) for number in range(shape.layers)})
