@@ -140,7 +140,8 @@ class SiteGate(Gate, Uplink):
     def say(self, message: Message, request: Request | None = None) -> None:
         """Send a message; one that carries anything computed from data comes with its crossing to be checked."""
         if request is not None:
-            self._check(request, _told(message.answer) if isinstance(message, Done) else None)
+            # Progress is told over and over, and is one crossing.
+            self._check(request, _told(message.answer) if isinstance(message, Done) else message.kind)
         self._line().send(message)
 
     def send(self, parcel: Parcel, frames: Source, request: Request) -> None:

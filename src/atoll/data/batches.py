@@ -31,20 +31,35 @@ def order(seed: int, epoch: int, rows: int) -> np.ndarray:
     return _order(seed, epoch, rows)
 
 
-def batch(seed: int, rows: int, position: int, size: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+def batch(
+    seed: int,
+    rows: int,
+    position: int,
+    size: int,
+    rank: int = 0,
+    ranks: int = 1,
+    shares: tuple[int, ...] | None = None,
+) -> np.ndarray:
     """Return this rank's example indices, int64, of the batch that begins after `position` examples at this site.
 
     `position` counts examples over all ranks and epochs since the run began; the next batch begins at
     ``position + size``. A batch may cross the border of an epoch, so each example comes exactly once per epoch even
-    where `size` does not divide `rows`. Ranks take contiguous shares that differ by at most one; put together in
-    rank order they are the batch of a single rank. Raises `Invalid` when there is nothing to draw from.
+    where `size` does not divide `rows`. Ranks take contiguous shares, of so many examples as ``shares`` says for each,
+    else such that differ by at most one; put together in rank order they are the batch of a single rank. Raises
+    `Invalid` when there is nothing to draw from, or for shares that are not of this batch.
     """
     if rows < 1 or size < 1 or position < 0:
         raise Invalid(f"batch: rows {rows}, size {size}, position {position}: needs rows and size of 1 or more")
     if not 0 <= rank < ranks:
         raise Invalid(f"batch: rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
-    at = position + rank * size // ranks
-    end = position + (rank + 1) * size // ranks
+    if shares is None:
+        first, last = rank * size // ranks, (rank + 1) * size // ranks
+    else:
+        if len(shares) != ranks or sum(shares) != size or min(shares) < 0:
+            raise Invalid(f"batch: shares {list(shares)}: needs {ranks} numbers of 0 or more that sum to {size}")
+        first = sum(shares[:rank])
+        last = first + shares[rank]
+    at, end = position + first, position + last
     parts: list[np.ndarray] = []
     while at < end:
         epoch, offset = divmod(at, rows)

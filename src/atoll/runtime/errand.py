@@ -39,7 +39,7 @@ class Errand:
     def __init__(self, place: Place, run: str, before: "Errand | None" = None) -> None:
         self._run, self._before = run, before
         self._over, self._keep, self._made, self._home = threading.Event(), True, False, place.home
-        self._folder, self._reports = RunFolder(place.home / "runs" / run), Reports(place.gate, place.site.name)
+        self._folder, self._reports = RunFolder(place.home / "runs" / run), Reports(place)
         incoming = Incoming(place, self._folder, self._reports)
         self._ranks = Ranks(place, incoming, self._reports, self._over)
         self._stages = Stages(place, self._folder, incoming, self._ranks, self._reports)

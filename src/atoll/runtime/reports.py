@@ -4,10 +4,14 @@ import logging
 import sqlite3
 import time
 
-from atoll.boundary.gate import SiteGate
-from atoll.errors import AtollError, Denied
+from atoll.errors import AtollError, Denied, NotFound
 from atoll.runtime.kept import FULL
+from atoll.runtime.pacing import Balance, told
+from atoll.runtime.place import Place
+from atoll.spec.job import TrainJob
 from atoll.spec.message import WORDS_LIMIT, Assign, Failure, Progress, Refusal
+from atoll.spec.pace import Pace
+from atoll.spec.policy import Request
 
 _PROGRESS = 0.25  # seconds between two signs of progress
 log = logging.getLogger(__name__)
@@ -16,17 +20,44 @@ log = logging.getLogger(__name__)
 class Reports:
     """One run's. What cannot be told because the link is broken is no reason to stop computing: it is let be."""
 
-    def __init__(self, gate: SiteGate, site: str) -> None:
-        self._gate, self._site = gate, site
+    def __init__(self, place: Place) -> None:
+        self._place, self._gate, self._site = place, place.gate, place.site.name
         self._told = 0.0  # when progress was last sent
+        self.balance = Balance()  # of the round under way: whom it names is told with each pace
 
-    def progress(self, a: Assign, state: str, step: int = 0, steps: int = 0) -> None:
+    def progress(self, a: Assign, state: str, step: int = 0, steps: int = 0, pace: Pace | None = None) -> None:
         """Tell how far this is, but not so often that short rounds would be spent on telling it."""
         now = time.monotonic()
         if now - self._told < _PROGRESS:
             return
         self._told = now
-        self._say(Progress(run=a.run, position=a.position, state=state, step=step, steps=steps))
+        plain = Progress(run=a.run, position=a.position, state=state, step=step, steps=steps)
+        if pace is None or not self._say_pace(a, plain.model_copy(update={"pace": told(pace, self.balance)})):
+            self._say(plain)
+
+    def _say_pace(self, a: Assign, message: Progress) -> bool:
+        """Tell progress with a pace; False where the owner's rules keep it here, since it is a metric like others.
+
+        It is one crossing of the run however often it is told: the journal has the first one's bytes.
+        """
+        try:
+            self._gate.say(message, self._asked(a, len(message.model_dump_json())))
+        except (Denied, NotFound):
+            return False
+        except AtollError as error:
+            log.info("run %s: %s", message.run, error)
+        return True
+
+    def may_tell_paces(self, a: Assign) -> bool:
+        """Tell whether the owner's rules let a pace out, where it goes with something that is decided by itself."""
+        try:
+            return self._gate.decide(self._asked(a, 0)).allowed
+        except (Denied, NotFound):
+            return False
+
+    def _asked(self, a: Assign, size: int) -> Request:
+        assert isinstance(a.job, TrainJob), "who trains has a pace"
+        return self._place.crossing(a, "metric", out=True, size=size, rows=a.job.batch, round=None)
 
     def waiting(self, a: Assign, words: str) -> None:
         """Tell what an assignment waits for; it is not lost."""

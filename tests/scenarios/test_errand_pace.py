@@ -1,0 +1,127 @@
+"""A site's pace on its way: told while it trains, kept with the round's answer, heeded in the next one's shares."""
+
+import pytest
+
+from atoll.policy.defaults import SITE_POLICY
+from atoll.runtime.errand import Errand
+from atoll.runtime.reports import Reports
+from atoll.spec.message import Reply
+from atoll.spec.pace import Pace
+from atoll.spec.plan import Layout
+from tests.unit.places import BATCH, STEPS, House, assign, honest, job
+
+NO_METRICS = (
+    SITE_POLICY + '\n@id("lyon.metrics")\nforbid (principal, action, resource) when { context.kind == "metric" };'
+)
+SLOW = Pace(steps=50, examples_per_second=40.0, step_seconds=(1.0, 3.0), loss=0.5, nodes=("alpha", "beta"))
+
+
+def paced(order, group):
+    return honest(order).model_copy(update={"pace": SLOW})
+
+
+@pytest.fixture
+def lyon(tmp_path):
+    made = House(tmp_path)
+    made.workers.answers["train"] = paced
+    yield made
+    made.journal.close()
+
+
+@pytest.fixture
+def errand(lyon):
+    made = Errand(lyon.place, "run")
+    yield made
+    made.end(keep=False)
+    assert made.wait(20)
+
+
+def two(position=2, **compute):
+    return assign(position=position, layout=Layout(data=2), job=job(batch=16, compute=compute))
+
+
+def test_a_rounds_answer_has_its_pace_and_names_who_is_slow_and_no_other_machine(lyon, errand):
+    errand.assign(two())
+    answer = lyon.hub.wait_taken()[0].answer
+    slow = "rank 1 on beta takes 3.0 times the median for an example"
+    assert answer.pace == SLOW.model_copy(update={"nodes": (), "straggler": slow})
+
+
+def test_the_next_rounds_batches_are_cut_by_what_this_one_took(lyon, errand):
+    errand.assign(two())
+    lyon.hub.wait_taken()
+    errand.assign(two(3))
+    lyon.hub.wait_taken(2)
+    first, second = lyon.workers.did("train")
+    assert first.shares == ()
+    assert second.shares == (11, 5)
+
+
+def test_shares_outlive_the_agent(lyon, errand):
+    errand.assign(two())
+    lyon.hub.wait_taken()
+    errand.end(keep=True)
+    assert errand.wait(20)
+    again = Errand(lyon.place, "run")
+    again.assign(two(3))
+    lyon.hub.wait_taken(2)
+    again.end(keep=True)
+    assert again.wait(20)
+    assert lyon.workers.did("train")[-1].shares == (11, 5)
+
+
+def test_shares_that_the_job_wants_even_stay_so_and_the_slow_rank_is_told(lyon, errand):
+    errand.assign(two(shares="even"))
+    assert lyon.hub.wait_taken()[0].answer.pace.straggler.startswith("rank 1 on beta")
+    errand.assign(two(3, shares="even"))
+    lyon.hub.wait_taken(2)
+    assert [order.shares for order in lyon.workers.did("train")] == [(), ()]
+
+
+def test_an_owner_who_lets_no_metric_out_lets_no_pace_out(lyon, errand):
+    lyon.policy = NO_METRICS
+    errand.assign(two())
+    assert lyon.hub.wait_taken()[0].answer.pace is None
+
+
+def test_workers_that_tell_no_pace_change_nothing(lyon, errand):
+    lyon.workers.answers["train"] = lambda order, group: Reply(**honest(order).model_dump(exclude_unset=True))
+    errand.assign(two())
+    assert lyon.hub.wait_taken()[0].answer.pace is None
+    assert list((lyon.runs / "run").glob("balance-*")) == []
+
+
+# --- told while it trains
+
+
+def progressed(lyon, count):
+    """Return what the hub is told of a step, each time by reports that have told nothing yet."""
+    for step in range(1, count + 1):
+        Reports(lyon.place).progress(assign(), "training", step, STEPS, SLOW)
+    return [message for message in lyon.hub.heard_ if message.kind == "progress"]
+
+
+def test_progress_has_a_pace_and_the_journal_one_crossing_of_it(lyon):
+    found = progressed(lyon, 3)
+    assert [message.step for message in found] == [1, 2, 3]
+    assert {message.pace for message in found} == {SLOW.model_copy(update={"nodes": ()})}
+    (crossed,) = lyon.crossings("metric")
+    assert (crossed.crossing.rows, crossed.crossing.round, crossed.crossing.run) == (BATCH, None, "run")
+    assert crossed.crossing.bytes == len(found[0].model_dump_json())
+
+
+def test_progress_without_a_pace_is_told_where_no_metric_may_leave(lyon):
+    lyon.policy = NO_METRICS
+    assert [(message.step, message.pace) for message in progressed(lyon, 2)] == [(1, None), (2, None)]
+    assert [crossed.decision.allowed for crossed in lyon.crossings("metric")] == [False]
+
+
+def test_progress_is_told_without_a_pace_when_the_dataset_is_gone(lyon):
+    lyon.place.catalogue.remove("rows")
+    assert [(message.step, message.pace) for message in progressed(lyon, 1)] == [(1, None)]
+    assert lyon.crossings("metric") == []
+
+
+def test_a_broken_link_costs_no_training(lyon):
+    lyon.gate.hang_up()
+    assert progressed(lyon, 1) == []
