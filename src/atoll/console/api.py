@@ -15,7 +15,7 @@ import atoll
 from atoll.console.guard import SESSION_SECONDS, Guard, Keys, cookie_name, failure
 from atoll.console.streams import Stream, Streams
 from atoll.errors import AtollError, Invalid, NotFound
-from atoll.planner.capacity import Outlook
+from atoll.planner.capacity import Change, Outlook
 from atoll.registry.lineage import LineageTree
 from atoll.runtime.hub import Hub
 from atoll.spec.document import Document, Name
@@ -44,11 +44,9 @@ class Order(Submission):
 
 
 class WhatIf(Submission):
-    """A job, and what would be otherwise: so many more sites; links and model so many times as fast and as big."""
+    """A job, and what would be otherwise."""
 
-    sites: int | None = None
-    bandwidth: float | None = None
-    parameters: float | None = None
+    change: Change = Change()
 
 
 class Promotion(Document):
@@ -122,7 +120,7 @@ def plan(hub: Here, body: Submission) -> Plan:
 
 @v1.post("/capacity")
 def capacity(hub: Here, body: WhatIf) -> list[Outlook]:
-    return list(hub.capacity(body.job, body.bundle, USER, body.sites, body.bandwidth, body.parameters))
+    return list(hub.capacity(body.job, body.bundle, USER, body.change))
 
 
 @v1.get("/runs")

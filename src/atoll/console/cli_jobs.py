@@ -20,6 +20,10 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `atoll r
 app = typer.Typer()
 runs = typer.Typer(invoke_without_command=True)
 app.add_typer(runs, name="runs", rich_help_panel=PANEL)
+sweep = typer.Typer(no_args_is_help=True)
+app.add_typer(
+    sweep, name="sweep", rich_help_panel=PANEL, help="Trials of a search for better values of a job's fields."
+)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -101,6 +105,23 @@ def show_run(context: typer.Context, run: Run, as_json: Json = False) -> None:
     of(context).emit(view, show.run(view), as_json)
 
 
+@sweep.command("show")
+def show_sweep(context: typer.Context, run: Run, as_json: Json = False) -> None:
+    """Show a sweep's trials: their values, how far each came, and which is the best.
+
+    Example: atoll sweep show heart-1a2b3c4d
+    """
+    from atoll.console import show
+    from atoll.errors import Invalid
+
+    with of(context).hub() as hub:
+        view = hub.run(run)
+    if view.sweep is None:
+        among = f"; it is trial {view.trial.number} of {view.trial.sweep}" if view.trial else ""
+        raise Invalid(f"run: {run!r} is no sweep{among or '; its job has no field sweep'}")
+    of(context).emit(view.sweep, show.outcome(view) if view.over else show.progress(view, most=0), as_json)
+
+
 @app.command(rich_help_panel=PANEL)
 def cancel(context: typer.Context, run: Run, as_json: Json = False) -> None:
     """Cancel a run: its sites stop working on it and nothing is published.
@@ -140,21 +161,24 @@ def capacity(
     context: typer.Context,
     job: JobFile,
     overrides: Overrides = None,
-    sites: Annotated[int | None, typer.Option(help="So many more sites like the slowest.", min=0)] = None,
-    bandwidth: Annotated[float | None, typer.Option(help="Links so many times as fast.")] = None,
-    parameters: Annotated[float | None, typer.Option(help="A model so many times as big.")] = None,
+    sites: Annotated[int, typer.Option(help="So many more sites like the slowest.", min=0)] = 0,
+    bandwidth: Annotated[float, typer.Option(help="Links so many times as fast.")] = 1.0,
+    parameters: Annotated[float, typer.Option(help="A model so many times as big.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """What if: the price of a job's plan with more sites, faster links, a bigger model.
+    """What if: the price of a job's plan with more sites, more nodes, faster links, a bigger model.
 
     Example: atoll capacity job.yaml --sites 4 --bandwidth 10
     """
     from atoll.console import show
     from atoll.console.document import load_job
+    from atoll.planner.capacity import Change
+    from atoll.spec.document import parse
 
     loaded = load_job(job, overrides or [])
+    change = parse(Change, {"sites": sites, "bandwidth": bandwidth, "parameters": parameters}, "capacity")
     with of(context).hub(sites=True) as hub:
-        found = hub.capacity(*loaded, sites=sites, bandwidth=bandwidth, parameters=parameters)
+        found = hub.capacity(*loaded, change)
     of(context).emit(found, show.capacity(found), as_json)
 
 

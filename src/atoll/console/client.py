@@ -19,7 +19,7 @@ from atoll import errors
 from atoll.console.document import load_job
 from atoll.console.host import Address, attach
 from atoll.errors import AtollError, Invalid, LinkLost, NotFound, Unavailable
-from atoll.planner.capacity import Outlook
+from atoll.planner.capacity import Change, Outlook
 from atoll.registry.lineage import LineageTree
 from atoll.spec.document import near_miss, parse_json
 from atoll.spec.fleet import Fleet
@@ -37,6 +37,7 @@ _ERRORS = {
 # Planning may first build and time a model at every site; a stream says something at least every second.
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=600.0)
 _STREAM = httpx.Timeout(60.0, connect=5.0, read=30.0)
+_NO_CHANGE = Change()
 
 
 def connect(home: str | Path = ".atoll", sites: bool = True) -> "Client":
@@ -92,20 +93,10 @@ class Client:
         """Plan a job without running it."""
         return _one(Plan, self._call("POST", "/v1/plan", _submission(job, bundle)))
 
-    def capacity(
-        self,
-        job: Job,
-        bundle: Bundle | None = None,
-        sites: int | None = None,
-        bandwidth: float | None = None,
-        parameters: float | None = None,
-    ) -> list[Outlook]:
-        """What a plan would cost with `sites` more sites, links and model so many times as fast and big.
-
-        With no change named: one answer for each usual question.
-        """
-        change = {"sites": sites, "bandwidth": bandwidth, "parameters": parameters}
-        return _many(Outlook, self._call("POST", "/v1/capacity", {**_submission(job, bundle), **change}))
+    def capacity(self, job: Job, bundle: Bundle | None = None, change: Change = _NO_CHANGE) -> list[Outlook]:
+        """What a plan would cost under a change. With none named: one answer for each usual question."""
+        asked = {**_submission(job, bundle), "change": change.model_dump()}
+        return _many(Outlook, self._call("POST", "/v1/capacity", asked))
 
     def run_job(
         self,

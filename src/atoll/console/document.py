@@ -16,12 +16,14 @@ from atoll.spec.model import Bundle, Deployment, Model
 from atoll.spec.plan import Plan, Sync
 from atoll.spec.policy import Crossing, Decision, Policy
 from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
+from atoll.spec.sweep import Sweep
 
 TASK_LIMIT = 1_000_000  # bytes: source text a person wrote is far below it, a data file renamed .py is not
 
 DOCUMENTS: dict[str, type[BaseModel]] = {
     **JOBS,
     "sync": Sync,
+    "sweep": Sweep,
     "plan": Plan,
     "fleet": Fleet,
     "site": Site,

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from atoll.console import paces, searches
 from atoll.planner.capacity import Outlook
 from atoll.planner.explain import duration, told, volume
 from atoll.registry.lineage import Branch, LineageTree
@@ -29,6 +30,7 @@ _STYLES = {
     "stopped": "dim",
 }
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_LIVE = 10  # trials in a frame, which is to fit on a screen
 
 
 def text(value: object, style: str = "") -> Text:
@@ -99,24 +101,26 @@ def capacity(found: Sequence[Outlook]) -> RenderableType:
     return table("What if", ("change", ">time now", ">then", ">traffic now", ">then"), rows)
 
 
-def progress(view: RunView) -> RenderableType:
-    """One frame of a run that goes on: the round, the loss, the bytes, and what each site is doing."""
+def progress(view: RunView, most: int = _LIVE) -> RenderableType:
+    """One frame of a run that goes on: the round, the loss, the bytes, what each site is doing, and a sweep's newest
+    ``most`` trials (all, where it is 0)."""
     head = Table.grid(padding=(0, 2))
     head.add_row(state(view.state), text(view.work or "-"), *_round(view), text(_loss(view)), text(_bytes(view)))
     sites = Table.grid(padding=(0, 2))
     for name, site in sorted(view.sites.items()):
         step = f"{site.step}/{site.steps}" if site.steps else ""
         mark = text("●", "green" if site.connected else "red")
-        sites.add_row(mark, text(name), text(site.state if site.connected else "lost"), text(step, "dim"))
+        pace = text(paces.words(site.pace) if site.pace else "", "dim")
+        sites.add_row(mark, text(name), text(site.state if site.connected else "lost"), text(step, "dim"), pace)
     trouble = [text(view.words, "red")] if view.words else []
-    return Group(head, text(spark(view.losses), "cyan"), sites, *trouble)
+    return Group(head, text(spark(view.losses), "cyan"), sites, *_trials(view, most), *_slow(view), *trouble)
 
 
 def progress_line(view: RunView) -> str:
     """The same in one line, for a log."""
     sites = " ".join(f"{name}:{site.state if site.connected else 'lost'}" for name, site in sorted(view.sites.items()))
-    rounds = f"round {view.round}/{view.rounds}" if view.rounds else ""
-    parts = (view.state, view.work, rounds, _loss(view), _bytes(view), sites, view.words)
+    rate = paces.together(site.pace for site in view.sites.values() if site.pace)
+    parts = (view.state, view.work, _counted(view), _loss(view), _bytes(view), rate, sites, view.words)
     return text("  ".join(part for part in parts if part)).plain
 
 
@@ -137,6 +141,7 @@ def outcome(view: RunView) -> RenderableType:
     parts: list[RenderableType] = [head]
     if view.words:
         parts.append(text(view.words, "" if view.state == "finished" else "red"))
+    parts += _trials(view)
     found = view.result
     if found is None:
         return Group(*parts)
@@ -167,7 +172,7 @@ def runs(views: Sequence[RunView]) -> RenderableType:
         (
             view.run,
             view.name,
-            view.job_kind,
+            "sweep" if view.sweep else view.job_kind,
             state(view.state),
             _rounds(view),
             number(view.loss),
@@ -182,7 +187,27 @@ def run(view: RunView) -> RenderableType:
     """Everything about one run."""
     parts = [outcome(view)] if view.state not in ("planning", "running") else [progress(view)]
     about = text(f"job {view.name} ({view.job_kind}) for {view.purpose}, by {view.user}", "dim")
-    return Group(about, *([plan(view.plan)] if view.plan else []), *parts)
+    return Group(about, *([plan(view.plan)] if view.plan else []), *parts, *_paces(view))
+
+
+def _paces(view: RunView) -> list[RenderableType]:
+    """How fast each site trained: now, or in its newest round."""
+    rows = [paces.cells(site, pace) for site, pace in view.newest_paces.items()]
+    return [table("Pace", paces.COLUMNS, rows), *(_slow(view) if view.over else [])] if rows else []
+
+
+def _trials(view: RunView, most: int = 0) -> list[RenderableType]:
+    """A sweep's trials, and its best objective from trial to trial."""
+    if view.sweep is None:
+        return []
+    found = table("Trials", searches.columns(view.sweep), searches.rows(view.sweep, most))
+    return [found, text(f"best so far  {spark(view.sweep.bests)}", "cyan")] if len(view.sweep.bests) > 1 else [found]
+
+
+def _slow(view: RunView) -> list[RenderableType]:
+    """Who holds others up."""
+    found = [(site, pace.straggler) for site, pace in view.newest_paces.items() if pace.straggler]
+    return [text(f"{site}: {straggler}", "yellow") for site, straggler in found]
 
 
 # --- models, deployments, sites -------------------------------------------------------------------------------------
@@ -351,10 +376,17 @@ def _rounds(view: RunView) -> str:
 def _round(view: RunView) -> tuple[RenderableType, ...]:
     if not view.rounds:
         return ()
-    return (text(f"round {view.round}/{view.rounds}"), ProgressBar(total=view.rounds, completed=view.round, width=24))
+    return (text(_counted(view)), ProgressBar(total=view.rounds, completed=view.round, width=24))
+
+
+def _counted(view: RunView) -> str:
+    noun = "trials" if view.sweep else "round"
+    return f"{noun} {view.round}/{view.rounds}" if view.rounds else ""
 
 
 def _loss(view: RunView) -> str:
+    if view.sweep:
+        return searches.best(view.sweep)
     return "" if view.loss is None else f"loss {view.loss:.4f}"
 
 

@@ -22,6 +22,7 @@ from atoll.spec.run import RunView
 BEAT = b": beat\n\n"  # a comment to a reader: a write is how the server learns that the reader has gone
 BEAT_SECONDS = 1.0  # how long a stream waits before it shows that it lives; also how fast it ends with the server
 PAUSE_SECONDS = 0.1  # between two views of one stream: a run may change with every step of every site
+_UNLISTED = {"plan": True, "result": True, "losses": True, "paces": True, "sweep": True, "sites": {"__all__": {"pace"}}}
 STREAMS = 200  # open at a time: each takes a socket, and a process has about a thousand
 
 
@@ -72,7 +73,7 @@ class Streams:
         return Stream(self, self._views(run))
 
     def of_all(self) -> "Stream":
-        """All runs, without plans, losses and results, whenever one of them changed."""
+        """All runs, without plans, losses, paces, trials and results, whenever one of them changed."""
         return Stream(self, self._lists())
 
     async def _views(self, run: str) -> AsyncGenerator[bytes, None]:
@@ -122,7 +123,7 @@ class Streams:
             return self._listed
 
     def _make_list(self) -> bytes:
-        views = [view.model_dump(mode="json", exclude={"plan", "result", "losses"}) for view in self._hub.runs()]
+        views = [view.model_dump(mode="json", exclude=_UNLISTED) for view in self._hub.runs()]
         return json.dumps(views).encode()
 
 

@@ -8,8 +8,10 @@ from atoll.spec.document import Digest, Document, Label, Name
 from atoll.spec.fleet import Fleet, Link, Profile, Site
 from atoll.spec.job import Job
 from atoll.spec.model import Deployment, Model, Moments, Signature
+from atoll.spec.pace import Pace
 from atoll.spec.plan import Plan
 from atoll.spec.policy import Crossing, Decision
+from atoll.spec.sweep import Trial
 
 Work = Literal["probe", "measure", "initialise", "train", "evaluate", "predict", "query", "publish"]
 
@@ -63,6 +65,7 @@ class Answer(Document):
     totals: Metrics = {}
     groups: tuple[Group, ...] = ()
     suppressed: NonNegativeInt = 0  # groups the site held back for being too small
+    pace: Pace | None = None  # of the train round's newest steps
     via: Annotated[tuple[Name, ...], Field(max_length=16)] = ()  # relays that merged its update, from the hub's on
 
 
@@ -86,6 +89,7 @@ class Submitted(Document):
     job: Job
     code: Digest | None = None
     holders: tuple[Name, ...] = ()  # sites that had the dataset then: the plan waits for those of them that died since
+    trial: Trial | None = None  # of a sweep
 
 
 class Planned(Document):
@@ -200,6 +204,32 @@ class Cancelled(Document):
     kind: Literal["run.cancelled"] = "run.cancelled"
     run: Name
     user: str
+    words: str = ""  # why, where it was not for the user's asking
+
+
+class Pruned(Document):
+    """A trial is no longer worth its rounds: others of its sweep did better."""
+
+    kind: Literal["run.pruned"] = "run.pruned"
+    run: Name
+    words: str
+
+
+class Outdone(Document):
+    """A trial came to its end, and none of it is registered: an earlier one of its sweep is as good."""
+
+    kind: Literal["run.outdone"] = "run.outdone"
+    run: Name
+    words: str
+
+
+class Swept(Document):
+    """Every trial of a sweep is over; the result is the best one's."""
+
+    kind: Literal["run.swept"] = "run.swept"
+    run: Name
+    result: Result
+    words: str
 
 
 class Published(Document):
@@ -318,6 +348,9 @@ RunEvent = (
     | Refused
     | Broken
     | Cancelled
+    | Pruned
+    | Outdone
+    | Swept
     | Published
 )
 Event = Annotated[

@@ -9,6 +9,7 @@ from atoll.errors import Invalid
 from atoll.spec.compute import Compute
 from atoll.spec.document import Digest, Document, Name, near_miss, parse
 from atoll.spec.plan import Layout, Sync
+from atoll.spec.sweep import Parameters, Sweep, placed
 
 
 class TaskRef(Document):
@@ -58,6 +59,7 @@ class TrainJob(_Asked):
     sync: Sync | None = None  # pins the outer sync; left out, the planner chooses
     layout: Layout | None = None  # pins the inner layout of every site
     compute: Compute = Compute()
+    sweep: Sweep | None = None  # searches for the best values of some of these fields
 
     @model_validator(mode="after")
     def _batch_has_its_shares(self) -> Self:
@@ -68,6 +70,20 @@ class TrainJob(_Asked):
                 f"example; set batch: {shares}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _each_trial_is_a_job(self) -> Self:
+        for values in self.sweep.corners() if self.sweep is not None else ():
+            self.trial(values)
+        return self
+
+    def trial(self, values: Parameters) -> "TrainJob":
+        """Return the job of one trial of the sweep; raise `ValueError` where these values make none."""
+        fields = self.model_dump(mode="json", exclude={"sweep"})
+        try:
+            return parse(TrainJob, placed(fields, values), "sweep.parameters")
+        except Invalid as error:
+            raise ValueError(str(error)) from None
 
 
 class EvaluateJob(_Asked):

@@ -4,7 +4,9 @@ from typing import Literal
 
 from atoll.spec.document import Document, Name
 from atoll.spec.event import Result
+from atoll.spec.pace import Pace
 from atoll.spec.plan import Plan
+from atoll.spec.sweep import SweepView, Trial
 
 RunState = Literal["planning", "running", "finished", "failed", "cancelled", "interrupted"]
 
@@ -16,6 +18,7 @@ class SiteProgress(Document):
     state: str = "waiting"  # "fetching code", "starting", "training", "sending", "answered", "lost"
     step: int = 0
     steps: int = 0
+    pace: Pace | None = None  # while it trains
 
 
 class RunView(Document):
@@ -28,11 +31,12 @@ class RunView(Document):
     user: str
     state: RunState
     work: str = ""  # the stage: measure, initialise, train, evaluate, ...
-    round: int = 0  # train rounds merged
+    round: int = 0  # train rounds merged; of a sweep, trials that are over
     rounds: int = 0
     loss: float | None = None  # weighted mean over sites in the last merged round
     losses: tuple[float, ...] = ()
     sites: dict[str, SiteProgress] = {}
+    paces: dict[str, Pace] = {}  # at the end of its newest round, of each site that tells none now
     bytes_up: int = 0
     bytes_down: int = 0
     started: float = 0.0  # seconds since the epoch
@@ -41,6 +45,14 @@ class RunView(Document):
     error: str = ""  # of a failed run: the class in `atoll.errors`
     plan: Plan | None = None
     result: Result | None = None
+    trial: Trial | None = None  # of a sweep
+    sweep: SweepView | None = None
+
+    @property
+    def newest_paces(self) -> dict[str, Pace]:
+        """The newest pace of each site that told one, by name."""
+        live = {name: site.pace for name, site in self.sites.items() if site.pace is not None}
+        return dict(sorted((self.paces | live).items()))
 
     @property
     def over(self) -> bool:

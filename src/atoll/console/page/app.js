@@ -4,7 +4,7 @@
 const at = (id) => document.getElementById(id);
 const MARKS = {
   finished: "good", answering: "good", connected: "good", failed: "bad", stopped: "bad", away: "warn", lost: "bad",
-  cancelled: "warn", interrupted: "warn", running: "live", planning: "live", starting: "live",
+  cancelled: "warn", pruned: "warn", interrupted: "warn", running: "live", planning: "live", starting: "live",
 };
 let picked = null; // the run whose details are shown
 let details = null; // its event stream
@@ -27,6 +27,23 @@ const volume = (size) => {
 const duration = (seconds) => {
   if (seconds < 600) return `${seconds.toFixed(seconds < 10 ? 2 : 0)} s`;
   return seconds < 10800 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+};
+
+const short = (value) => {
+  let unit = 0;
+  for (; value >= 999.5 && unit < 4; unit += 1) value /= 1000;
+  return `${Number(value.toPrecision(3))}${["", " k", " M", " G", " T"][unit]}`;
+};
+
+const rate = (pace) => pace.tokens_per_second === null
+  ? `${short(pace.examples_per_second)} examples/s` : `${short(pace.tokens_per_second)} tokens/s`;
+
+const steps = (seconds) => {
+  if (!seconds.length) return "–";
+  const [scale, unit] = Math.max(...seconds) < 1 ? [1000, "ms"] : [1, "s"];
+  const shown = (value) => Number((value * scale).toPrecision(3));
+  if (seconds.length <= 4) return `${seconds.map(shown).join(" / ")} ${unit}`;
+  return `${shown(Math.min(...seconds))} to ${shown(Math.max(...seconds))} ${unit} in ${seconds.length} ranks`;
 };
 
 // --- drawing
@@ -137,6 +154,8 @@ const drawRun = (view) => {
   table("run-sites", ["site", "state", ">step"], rows(Object.entries(view.sites), ([name, site]) => [
     name, site.connected ? site.state : state("lost"), site.steps ? `${site.step}/${site.steps}` : "–",
   ]));
+  drawTrials(view.sweep);
+  drawPaces(view);
   drawResult(view.result);
   table("run-plan", ["candidate", ">time", ">traffic", "why"], (view.plan ? view.plan.considered : []).map((item) => ({
     cells: [
@@ -145,6 +164,32 @@ const drawRun = (view) => {
     ],
     style: item.rejected.length ? "" : "chosen",
   })));
+};
+
+const drawTrials = (sweep) => {
+  at("run-search").hidden = !sweep;
+  if (!sweep) return;
+  table("run-trials", [">trial", "values", "state", ">round", ">loss", `>${sweep.objective}`, "run", ""],
+    sweep.trials.map((one) => ({
+      cells: [
+        one.number, Object.entries(one.parameters).map(([path, value]) => `${path} ${number(value)}`).join(", "),
+        state(one.state), one.rounds ? `${one.round}/${one.rounds}` : "–", number(one.loss), number(one.objective),
+        one.run, one.words || one.model || "",
+      ],
+      style: one.number === sweep.best ? "chosen" : "",
+    })));
+};
+
+// How fast each site trains now, or did in its newest round.
+const drawPaces = (view) => {
+  const live = Object.entries(view.sites).filter(([, site]) => site.pace).map(([name, site]) => [name, site.pace]);
+  const paces = Object.entries({ ...view.paces, ...Object.fromEntries(live) }).sort(([a], [b]) => (a < b ? -1 : 1));
+  const columns = ["site", ">rate", ">MFU", ">memory", ">step, rank by rank", ">loss", ""];
+  table("run-paces", columns, rows(paces, ([name, pace]) => [
+    name, rate(pace), pace.mfu === null ? "–" : `${(100 * pace.mfu).toFixed(1)}%`,
+    `${volume(pace.memory_bytes)} (most ${volume(pace.memory_peak_bytes)})`, steps(pace.step_seconds),
+    number(pace.loss), pace.straggler,
+  ]), "no site has told one yet");
 };
 
 const drawResult = (result) => {
