@@ -27,17 +27,22 @@ class Options:
 
     quick: bool
     record: bool
+    json: bool = False
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return what reads the options that every benchmark takes."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--quick", action="store_true", help="less of everything, under a minute")
+    made.add_argument("--record", action="store_true", help="also write what is printed to benchmarks/results/, dated")
+    made.add_argument("--json", action="store_true", help="nothing but the line of figures on standard output")
+    return made
 
 
 def options(description: str) -> Options:
-    """Read the command line; every benchmark takes the same two options."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="less of everything, under a minute")
-    parser.add_argument(
-        "--record", action="store_true", help="also write what is printed to benchmarks/results/, dated"
-    )
-    given = parser.parse_args()
-    return Options(given.quick, given.record)
+    """Read the command line of a benchmark that takes these options only."""
+    given = parser(description).parse_args()
+    return Options(given.quick, given.record, given.json)
 
 
 def fresh(name: str) -> Path:
@@ -64,8 +69,11 @@ class Report:
     name: str
     title: str
     options: Options
-    _out: Console = field(default_factory=lambda: Console(width=130, markup=False, highlight=False, record=True))
+    _out: Console = field(init=False)
     _began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._out = Console(width=130, markup=False, highlight=False, record=True, stderr=self.options.json)
 
     def say(self, words: str = "") -> None:
         self._out.print(words, soft_wrap=True)
@@ -78,18 +86,22 @@ class Report:
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def finish(self, figures: Mapping[str, Figure]) -> None:
-        """Print the figures as the last line and, when asked to, write the dated result."""
+    def finish(self, figures: Mapping[str, Figure], samples: Mapping[str, Figure] | None = None) -> None:
+        """Print the figures as the last line and, when asked to, write the dated result; all ``samples`` beside it."""
         text = self._out.export_text()
         last = json.dumps({**figures, "quick": self.options.quick, "seconds": round(self.seconds, 1)})
         if self.options.record:
             path = self._write(text, last)
-            print(f"recorded in {path.relative_to(ROOT)}")
+            if samples is not None:
+                whole = {"hardware": hardware(), "figures": json.loads(last), "samples": samples}
+                path.with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            print(f"recorded in {path.relative_to(ROOT)}", file=sys.stderr if self.options.json else sys.stdout)
         print(last, flush=True)
 
     def _write(self, text: str, last: str) -> Path:
         day = time.strftime("%Y-%m-%d", time.gmtime())
-        command = f"python benchmarks/{self.name}.py{' --quick' if self.options.quick else ''}"
+        words = [word for word in sys.argv[1:] if word not in ("--record", "--json")]
+        command = " ".join(["python", f"benchmarks/{self.name}.py", *words])
         body = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{day}-{self.name}.md"
