@@ -53,7 +53,7 @@ install: .venv/.installed
 	@$(FIND_PYTHON); echo "setting up .venv with $$($$python --version): a minute or two, 2 GB"; $$python -m venv .venv
 	@$(BIN)/python -m pip install -qq 'torch==2.13.*'
 	@$(BIN)/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > .venv/torch.txt
-	@$(BIN)/python -m pip install -qq -c .venv/torch.txt -e '.[examples,trees,ray,causal,dev]'
+	@$(BIN)/python -m pip install -qq -c .venv/torch.txt -e '.[examples,trees,ray,causal,sweep,dev]'
 	@mkdir -p .venv/tmp .venv/cache
 	@touch $@
 

@@ -6,10 +6,13 @@ import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+from atoll.inner.alike import digest
+from atoll.inner.flops import demand
 from atoll.inner.gradients import clip
 from atoll.inner.made import make_model
 from atoll.inner.mesh import Mesh, join, laid_out
@@ -37,9 +40,11 @@ class Case:
     compute: Compute = _PLAIN
     model: str = "dense"
     batch: int = 8
+    shares: tuple[int, ...] = ()  # of the batch; none: alike
+    odd: str = ""  # what one rank makes otherwise: weights, examples, order, loss
 
     def alone(self):
-        return replace(self, layout=Layout(), compute=Compute(clip=self.compute.clip))
+        return replace(self, layout=Layout(), compute=Compute(clip=self.compute.clip), shares=())
 
 
 class Any(nn.Module):
@@ -106,23 +111,54 @@ class Words:
         return torch.nn.functional.cross_entropy(answer.flatten(0, 1).float(), batch["tokens"][:, 1:].flatten())
 
 
-def batches(size, share, shares):
+class Odd(Words):
+    """A task that is not a function of the seed alone: rank 1 makes something else."""
+
+    def __init__(self, model, what):
+        super().__init__(model)
+        self.what, made = what, self.model
+        self.model = lambda: _shifted(made()) if what == "weights" else made()
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) * (1.5 if self.what == "loss" else 1)
+
+
+def _shifted(model):
+    with torch.no_grad():
+        next(model.parameters()).add_(0.01)
+    return model
+
+
+def examples(odd, count=20):
+    tokens = np.arange(count * LENGTH).reshape(count, LENGTH) % 64
+    return {"tokens": tokens[::-1] if odd == "order" else tokens}
+
+
+def batches(size, share, cut):
     made = torch.Generator().manual_seed(7)
     for _ in range(STEPS):
         first = torch.randint(0, 64, (size, 1), generator=made)
         tokens = (first + 5 * torch.arange(LENGTH + 1)) % 64
         tokens = torch.where(torch.rand(tokens.shape, generator=made) < 0.1, 3, tokens)
-        yield {"tokens": tokens.tensor_split(shares)[share]}
+        yield {"tokens": tokens.split(cut)[share]}
 
 
 def learn(met, case):
-    """Return the losses of four AdamW steps, and the norm of the last one's gradient: AdamW forgives a wrong scale."""
+    """Return the losses of four AdamW steps, the norm of the last one's gradient, for AdamW forgives a wrong scale, and
+    how many operations that step takes of all ranks."""
     mesh = laid_out(met, case.layout)
-    task = Words(case.model)
+    odd = case.odd if mesh.rank == 1 else ""
+    task = Odd(case.model, odd) if odd else Words(case.model)
     spread = parallelize(make_model(task, 0), mesh, case.compute, getattr(task, "parallelize", None))
     adamw = make(Optimiser(kind="adamw", rate=0.01), spread.model.parameters())
-    steps = training_steps(task, spread, adamw, batches(case.batch, mesh.share, mesh.shares), Start(seed=0))
-    return [step.loss for step in steps], clip(mesh, spread.model.parameters(), math.inf)
+    even = [len(part) for part in np.array_split(range(case.batch), mesh.shares)]
+    given = batches(case.batch, mesh.share, list(case.shares) or even)
+    if odd == "examples":
+        given = ({"tokens": (batch["tokens"] + 1) % 64} for batch in given)
+    steps = list(training_steps(task, spread, adamw, given, Start(seed=0, examples=digest(examples(odd)))))
+    needed = demand(spread.model).of(steps[-1].load)
+    operations = mesh.sum(torch.tensor([needed], dtype=torch.float64)).item()
+    return [step.loss for step in steps], clip(mesh, spread.model.parameters(), math.inf), operations
 
 
 def learn_alone(case):

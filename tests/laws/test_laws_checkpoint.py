@@ -221,12 +221,12 @@ class Ranks:
     """Worker processes, replaced when one was killed, as an agent does it."""
 
     def __init__(self, folder, ranks):
-        self.folder, self.layout = folder, Layout(data=ranks)
+        self.folder, self.layout, self.executor = folder, Layout(data=ranks), LocalExecutor()
         self.killed = 0
         self.group = self.started()
 
     def started(self):
-        return LocalExecutor().start(self.layout, self.folder / "ranks")
+        return self.executor.start(self.layout, self.folder / "ranks")
 
     def order(self, order):
         try:
@@ -244,6 +244,7 @@ def two(folder):
     ranks = Ranks(folder, 2)
     yield ranks
     ranks.group.close()
+    ranks.executor.close()
 
 
 @pytest.mark.parametrize("exchange", ["delta", pytest.param("gradient", marks=pytest.mark.slow)])

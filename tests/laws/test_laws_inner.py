@@ -30,7 +30,8 @@ class Ranks:
 
     def __init__(self, folder, ranks):
         self.folder = folder / f"ranks-{ranks}"
-        self.group = LocalExecutor().start(Layout(data=ranks), self.folder)
+        self.executor = LocalExecutor()
+        self.group = self.executor.start(Layout(data=ranks), self.folder)
         opened = orders.Open(
             fingerprint="sha256:" + 64 * "0",
             bundle=str(folder / "bundle"),
@@ -66,6 +67,7 @@ def one(folder):
     ranks = Ranks(folder, 1)
     yield ranks
     ranks.group.close()
+    ranks.executor.close()
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,7 @@ def two(folder, one):  # after it: both start on few cores
     ranks = Ranks(folder, 2)
     yield ranks
     ranks.group.close()
+    ranks.executor.close()
 
 
 def test_every_layout_begins_with_the_same_weights(one, two):

@@ -73,7 +73,8 @@ class Site:
 
     def __init__(self, folder, ranks):
         self.folder, self.home, self.ranks, self.killed = folder, folder / f"ranks-{ranks}", ranks, 0
-        self.group = LocalExecutor().start(Layout(data=ranks), self.home)
+        self.executor = LocalExecutor()
+        self.group = self.executor.start(Layout(data=ranks), self.home)
 
     def order(self, opened, order):
         try:
@@ -81,7 +82,7 @@ class Site:
             return self.group.order(order, 120)
         except Unavailable:
             self.group.close()
-            self.group, self.killed = LocalExecutor().start(Layout(data=self.ranks), self.home), self.killed + 1
+            self.group, self.killed = self.executor.start(Layout(data=self.ranks), self.home), self.killed + 1
             assert self.killed < 9
             return self.order(opened, order)
 
@@ -139,6 +140,7 @@ def one(folder):
     site = Site(folder, 1)
     yield site
     site.group.close()
+    site.executor.close()
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,7 @@ def two(folder):
     site = Site(folder, 2)
     yield site
     site.group.close()
+    site.executor.close()
 
 
 def experts(degrees):

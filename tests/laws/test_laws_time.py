@@ -17,6 +17,7 @@ def ranks(request, folder):
     made = Ranks(folder, request.param)
     yield made
     made.group.close()
+    made.executor.close()
 
 
 def train(ranks, steps, **sync):

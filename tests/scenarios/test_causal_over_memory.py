@@ -17,6 +17,7 @@ from atoll.journal import Journal
 from atoll.serving.deployments import Deployments
 from atoll.spec.model import Bundle, Deployment
 from tests.memory import WAIT, ended, finished, job, world
+from tests.system.processes import descendants
 from tests.unit.folders import NEEDED, TEXT, save
 
 pytestmark = [NEEDED, pytest.mark.timeout(300)]
@@ -111,13 +112,12 @@ def test_the_same_job_with_a_worker_killed_in_the_middle_gives_the_same_bits(pla
 
 
 def workers():
-    """Return the worker processes that this one has started."""
+    """Return the worker processes that there are below this one."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in descendants(os.getpid()):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"atoll.runtime.worker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+            if b"atoll.runtime.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
         except OSError:  # it has ended meanwhile
             continue
     return sorted(found)

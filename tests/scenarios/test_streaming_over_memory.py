@@ -64,6 +64,9 @@ class Heard:
     def __init__(self, ahead=True):
         self.real, self.ahead, self.orders = LocalExecutor(), ahead, []
 
+    def warm(self):
+        self.real.warm()
+
     def start(self, layout, folder):
         return HeardGroup(self, self.real.start(layout, folder))
 
@@ -73,7 +76,11 @@ class Heard:
 
 class HeardGroup:
     def __init__(self, heard, group):
-        self.heard, self.group, self.close = heard, group, group.close
+        self.heard, self.group, self.close, self.rest = heard, group, group.close, group.rest
+
+    @property
+    def whole(self):
+        return self.group.whole
 
     def order(self, order, timeout, on_step=None):
         self.heard.orders.append(order)
@@ -112,7 +119,7 @@ class Place:
         while len(self.hub.fleet().sites) < 2:
             assert time.monotonic() < until
             time.sleep(0.01)
-        fields = {"steps": STEPS, "batch": 8, "optimiser": {"kind": "adamw", "rate": 0.02}, "layout": {"data": ranks}}
+        fields = {"steps": STEPS, "batch": 8, "optimiser": {"kind": "adamw", "rate": 0.02}, "layout": {"shard": ranks}}
         task = {"file": "task.py", "name": "Fit", "params": {"fault": str(self.home / "fault")}}
         return self.hub.submit(job(task=task, sync=sync, **fields), Bundle(files={"task.py": TASK}), "local")
 

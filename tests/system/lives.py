@@ -72,6 +72,14 @@ class Numbers:
         chance = np.random.default_rng(len(home.name))
         self.goal = chance.normal(size=SIZE).astype(np.float32)
 
+    whole = True
+
+    def warm(self):
+        pass
+
+    def rest(self):
+        pass
+
     def start(self, layout, folder):
         return self
 

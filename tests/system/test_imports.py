@@ -10,7 +10,9 @@ pytestmark = pytest.mark.system
 SOURCE = Path(__file__).parents[2] / "src"
 HEAVY = ("torch", "ray", "fastapi", "uvicorn", "pyarrow", "duckdb", "httpx", "pydantic", "numpy")
 HELP = "from atoll.console.cli import execute\ntry: execute(['--help'])\nexcept SystemExit: pass"
-COMPUTING = ("inner", "tasks", "runtime/worker.py", "serving/engine.py", "runtime/ray.py")  # where tensors or Ray are
+# where tensors or Ray are
+COMPUTING = ("inner", "tasks", "runtime/worker.py", "runtime/nursery.py", "serving/engine.py", "runtime/ray.py")
+SEARCHING = ("runtime/study.py",)  # where Optuna is
 
 
 def loaded_by(program, heavy):
@@ -32,13 +34,13 @@ def test_batches_need_only_numpy():
     assert loaded_by("import atoll.data.batches", ("numpy", "pyarrow", "duckdb", "torch")) == ["numpy"]
 
 
-def test_hub_agent_router_and_command_line_load_no_torch_and_no_ray():
+def test_hub_agent_router_and_command_line_load_no_torch_no_ray_and_no_optuna():
     """All modules but those that exist for either, in one interpreter."""
     paths = [path.relative_to(SOURCE / "atoll") for path in SOURCE.rglob("*.py")]
     names = [
         ".".join(("atoll", *path.with_suffix("").parts)).removesuffix(".__init__")
         for path in paths
-        if path.parts[0] not in COMPUTING and str(path) not in COMPUTING
+        if path.parts[0] not in COMPUTING and str(path) not in COMPUTING + SEARCHING
     ]
     assert {"atoll.runtime.hub", "atoll.runtime.agent", "atoll.runtime.site", "atoll.console.cli"} <= set(names)
-    assert loaded_by(f"import {', '.join(names)}", ("torch", "ray", "numpy")) == ["numpy"]
+    assert loaded_by(f"import {', '.join(names)}", ("torch", "ray", "optuna", "numpy")) == ["numpy"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from atoll.runtime.hosted import SiteProcess
+from tests.system.processes import descendants
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -49,9 +50,8 @@ def agent(home, name: str) -> int:
 
 
 def workers(home, pid: int) -> list[int]:
-    """Return the worker processes that an agent started."""
-    found = home.pids("atoll.runtime.worker")
-    return [one for one in found if int(Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()[1]) == pid]
+    """Return the worker processes that there are below an agent."""
+    return sorted(descendants(pid) & set(home.pids("atoll.runtime.worker")))
 
 
 def begin(home, **changes):

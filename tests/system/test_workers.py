@@ -152,7 +152,12 @@ class Site:
 
 @pytest.fixture(scope="module", params=["local", "ray"])
 def executor(request):
-    return LocalExecutor() if request.param == "local" else request.getfixturevalue("ray_cluster")
+    if request.param == "ray":
+        yield request.getfixturevalue("ray_cluster")
+        return
+    made = LocalExecutor()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +225,9 @@ def test_a_stopped_rank_ends_the_order_in_its_time(two):
     two.close()
 
 
-def test_a_killed_rank_ends_the_order_though_the_other_waits_for_it(two):
+def test_the_other_goes_on_without_a_killed_rank(two):
     two.fault("kill", 0)
-    with pytest.raises(Unavailable, match="a rank ended by signal SIGKILL"):
-        two.train(timeout=60)
+    assert two.train(timeout=60).examples == 12
     two.close()
     with pytest.raises(Unavailable, match="its group was ended"):
         two.train()
@@ -231,8 +235,11 @@ def test_a_killed_rank_ends_the_order_though_the_other_waits_for_it(two):
 
 def test_a_rank_is_missed_though_a_process_it_started_lives_on(one):
     one.fault("leave", 0)
-    with pytest.raises(Unavailable, match="a rank ended by signal SIGKILL"):
-        one.train()
+    if isinstance(one.executor, LocalExecutor):
+        assert one.train().examples == 12, "another has taken its place"
+    else:
+        with pytest.raises(Unavailable, match="a rank ended by signal SIGKILL"):
+            one.train()
     one.group.close()
     (child,) = one.folder.glob("child-*")
     os.kill(int(child.name.removeprefix("child-")), signal.SIGKILL)

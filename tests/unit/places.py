@@ -101,6 +101,8 @@ class Workers:
 
 
 class WorkerGroup:
+    whole = True
+
     def __init__(self, workers):
         self.workers, self.ended = workers, threading.Event()
 
@@ -109,6 +111,9 @@ class WorkerGroup:
         if self.ended.is_set():
             raise Unavailable("worker: a rank ended")
         return self.workers.answers.get(order.kind, honest)(order, self)
+
+    def rest(self):
+        pass
 
     def close(self):
         self.workers.closed += 1

@@ -4,13 +4,14 @@ import io
 
 from rich.console import Console, RenderableType
 
-from atoll.console import show
+from atoll.console import paces, show
 from atoll.console.terminal import exit_code
 from atoll.planner.capacity import Outlook
 from atoll.registry.lineage import LineageTree, RunOrigin
 from atoll.spec.event import Result
 from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.model import Lineage, Model
+from atoll.spec.pace import Pace
 from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason, Sync
 from atoll.spec.run import DeploymentView, RunView, SiteProgress, SiteView, Traffic, Verdict
 
@@ -88,6 +89,49 @@ def test_a_plan_shows_every_coordinate_that_is_not_as_where_nothing_is_said():
     )
 
 
+SWEEP = {
+    "objective": "auc",
+    "direction": "maximise",
+    "asked": 4,
+    "best": 2,
+    "trials": [
+        {"number": 1, "run": "t1", "parameters": {"batch": 8}, "state": "finished", "objective": 0.7, "round": 3}
+        | {"rounds": 3, "loss": 0.5, "words": "not registered"},
+        {"number": 2, "run": "t2", "parameters": {"batch": 16}, "state": "finished", "objective": 0.8, "model": "m@1"},
+        {"number": 3, "run": "t3", "parameters": {"optimiser.rate": 0.0123456}, "state": "running", "loss": 0.4},
+    ],
+}
+
+
+def test_a_sweep_shows_its_trials_and_the_best_of_them():
+    now = view(sweep=SWEEP, work="search", round=2, rounds=4)
+    for text in (printed(show.progress(now)), show.progress_line(now)):
+        assert "trials 2/4" in text
+        assert "best auc 0.8 in trial 2" in text
+    lines = printed(show.progress(now)).splitlines()
+    rows = [" ".join(line.split()) for line in lines if line.strip()[:1].isdigit()]
+    assert rows == [
+        "1 batch 8 finished 3/3 0.5 0.7 t1 not registered",
+        "2 batch 16 finished - - 0.8 t2 best, registered as m@1",
+        "3 optimiser.rate 0.01235 running - 0.4 - t3",
+    ]
+    assert lines[-1] == "best so far  ▁█"
+    ended = printed(show.outcome(view(state="finished", sweep=SWEEP, words="trial 2 is the best")))
+    assert "trial 2 is the best\n" in ended
+    assert "best, registered as m@1" in ended
+    assert " sweep " in printed(show.runs([now]))
+
+
+def test_a_live_frame_has_the_newest_trials_and_the_best_one():
+    trials = [
+        {"number": n, "run": f"t{n}", "parameters": {}, "state": "finished", "objective": 1 / n} for n in range(1, 31)
+    ]
+    now = view(sweep={"objective": "loss", "direction": "maximise", "asked": 30, "trials": trials, "best": 1})
+    shown = printed(show.progress(now))
+    assert [n for n in range(1, 31) if f" t{n} " in shown + " "] == [1, *range(21, 31)]
+    assert all(f" t{n} " in printed(show.progress(now, most=0)) for n in range(1, 31))
+
+
 def test_progress_shows_round_loss_bytes_and_each_site():
     sites = {"zurich": SiteProgress(connected=True, state="training", step=3, steps=10), "basel": SiteProgress()}
     now = view(work="train", round=4, rounds=20, loss=0.51, losses=(0.7, 0.51), sites=sites, bytes_up=2000)
@@ -97,6 +141,42 @@ def test_progress_shows_round_loss_bytes_and_each_site():
     assert "3/10" in printed(show.progress(now))
 
 
+PACE = Pace(
+    steps=64,
+    examples_per_second=96.0,
+    tokens_per_second=24_576.0,
+    mfu=0.314,
+    memory_bytes=412_000_000,
+    memory_peak_bytes=430_000_000,
+    step_seconds=(0.012, 0.0251),
+    loss=0.51,
+    straggler="rank 1 on b takes 2.1 times the median for an example",
+)
+
+
+def test_a_pace_is_shown_live_with_rate_mfu_memory_each_ranks_step_and_who_is_slow():
+    site = SiteProgress(connected=True, state="training", step=3, steps=10, pace=PACE)
+    now = view(work="train", sites={"zurich": site, "basel": site})
+    shown = printed(show.progress(now))
+    assert "24.6 k tokens/s, MFU 31.4%, 412 MB (most 430 MB), 12 / 25.1 ms" in shown
+    assert "basel: rank 1 on b takes 2.1 times the median for an example" in shown
+    assert "49.2 k tokens/s" in show.progress_line(now)
+
+
+def test_the_pace_of_the_newest_round_is_shown_when_the_run_is_over():
+    shown = printed(show.run(view(state="finished", paces={"zurich": PACE})))
+    for words in ("Pace", "24.6 k tokens/s", "31.4%", "12 / 25.1 ms", "loss 0.5100", "zurich: rank 1 on b takes 2.1"):
+        assert shown.count(words) == 1, words
+    assert "Pace" not in printed(show.run(view(state="finished")))
+
+
+def test_a_pace_leaves_out_what_is_not_known_and_sums_up_many_ranks():
+    plain = Pace(examples_per_second=999.6, memory_bytes=1, memory_peak_bytes=2, step_seconds=(1.5, 2.0, 0.5, 1.0, 1.0))
+    assert paces.words(plain) == "1 k examples/s, 1 B (most 2 B), 0.5 to 2 s in 5 ranks"
+    assert paces.together([plain, PACE]) == "24.6 k tokens/s"
+    assert paces.together([]) == ""
+
+
 def test_words_of_others_cannot_act_on_the_terminal():
     hostile = "\x1b]0;owned\x07\x1b[31m[bold]red[/bold]\r:smile:"
     for text in (
@@ -104,6 +184,7 @@ def test_words_of_others_cannot_act_on_the_terminal():
         printed(show.outcome(view(state="failed", words=hostile))),
         printed(show.progress(view(sites={hostile: SiteProgress(state=hostile, connected=True)}))),
         show.progress_line(view(work=hostile)),
+        printed(show.run(view(state="finished", paces={"a": Pace(straggler=hostile)}))),
         printed(show.sites([SiteView(name=hostile, owner=hostile, region="x", connected=True)])),
     ):
         assert not {"\x1b", "\x07", "\r"} & set(text)

@@ -75,6 +75,9 @@ def test_a_run_resumed_with_other_ranks_and_sizes_sees_the_same_stream(count, se
         ({"rows": 5, "position": -1, "size": 1}, "position -1"),
         ({"rows": 5, "position": 0, "size": 0}, "size 0"),
         ({"rows": 5, "position": 0, "size": 2, "rank": 2, "ranks": 2}, "rank 2 of 2"),
+        ({"rows": 5, "position": 0, "size": 4, "ranks": 2, "shares": (3, 2)}, r"shares \[3, 2\]: needs 2 .* to 4"),
+        ({"rows": 5, "position": 0, "size": 4, "ranks": 2, "shares": (4,)}, "needs 2 numbers"),
+        ({"rows": 5, "position": 0, "size": 4, "ranks": 2, "shares": (5, -1)}, "0 or more"),
     ],
 )
 def test_a_batch_from_nothing_is_refused(arguments, words):

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from atoll.errors import TaskFailed
+from atoll.inner.context import own_stretch
 from atoll.inner.mesh import Mesh, laid_out
 from atoll.inner.parallelize import parallelize, pieces
-from atoll.inner.plans import blocks, holders, planned
+from atoll.inner.plans import AXES, blocks, check, check_stages, holders, planned
 from atoll.inner.whole import part, put, whole
 from atoll.spec.plan import Layout
 from atoll.tasks.gpt import GPT, Shape
@@ -51,6 +53,73 @@ def test_a_pipelines_stages_have_each_tensor_of_the_model_once_and_compute_what_
 def test_more_stages_than_layers_are_told():
     with pytest.raises(TaskFailed, match=r"^layout.pipeline: 4 stages of 3 layers; set it so that each has one$"):
         GPT(SHAPE).pipeline_split(4)
+
+
+class Cut(nn.Module):
+    """A model that says it can be spread in every way, of 6 heads, 4 experts and 3 layers."""
+
+    tp_plan, expert_plan, context_plan = {"one": "colwise"}, ("one",), {"one": "attend"}
+    heads, experts, layers = 6, 4, 3
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(2, 2)
+
+    def pipeline_split(self, stages):
+        return [self] * stages
+
+
+def spread(degrees):
+    layout = Layout(**degrees)
+    return Mesh(0, layout.ranks, layout, device=DeviceMesh("cpu", [0], _init_backend=False, _rank=0))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "words"),
+    [
+        ({"tensor": 4}, "layout.tensor: 4 does not divide the model's 6 heads; set it to 3"),
+        ({"tensor": 12}, "layout.tensor: 12 does not divide the model's 6 heads; set it to 6"),
+        ({"expert": 3}, "layout.expert: 3 does not divide the model's 4 experts; set it to 2"),
+    ],
+)
+def test_a_degree_that_does_not_divide_is_told_with_the_nearest_that_does(degrees, words):
+    with pytest.raises(TaskFailed) as caught:
+        check(Cut(), spread(degrees), AXES)
+    assert str(caught.value) == words
+    assert check(Cut(), spread({"tensor": 3, "expert": 2}), AXES) is None
+
+
+@pytest.mark.parametrize(("axis", "plan"), list(AXES.items()))
+def test_a_degree_that_a_model_brings_no_plan_for_is_told(axis, plan):
+    with pytest.raises(TaskFailed, match=rf"^layout\.{axis}: Linear carries no {plan}, .* set {axis} to 1, use shard"):
+        check(nn.Linear(2, 2), spread({axis: 2}), AXES)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "each", "words"),
+    [
+        (4, 1, "layout.pipeline: 4 ranks for the model's 3 layers, where each stage has one; set it to 3"),
+        (
+            2,
+            2,
+            "layout.pipeline: 2 ranks of 2 stages (compute.schedule) for the model's 3 layers, where each stage has "
+            "one; set it to 1",
+        ),
+    ],
+)
+def test_more_stages_than_layers_are_told_with_the_most_ranks_there_can_be(ranks, each, words):
+    with pytest.raises(TaskFailed) as caught:
+        check_stages(Cut(), ranks, each)
+    assert str(caught.value) == words
+    assert check_stages(Cut(), 3, 1) is None
+
+
+def test_ranks_that_cannot_share_a_sequence_are_told_with_both_mends():
+    with pytest.raises(TaskFailed) as caught:
+        own_stretch(torch.zeros(2, 16, 4), 3, 0)
+    assert str(caught.value) == (
+        "layout.context: 3 does not divide the 16 positions of a sequence; set it to 2, or make sequences 15 long"
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from atoll.errors import TaskFailed
+from atoll.inner.alike import digest
 from atoll.inner.mesh import Mesh
 from atoll.inner.optimiser import make
 from atoll.inner.parallelize import parallelize
@@ -93,3 +94,22 @@ def test_a_proximal_term_pulls_what_is_exchanged_to_where_it_was_and_leaves_what
     pull.apply()
     assert model.weight.grad.tolist() == [[1.0, 1.0]]
     assert model.bias.grad.tolist() == [0.0]
+
+
+def test_a_loss_that_is_not_finite_names_the_last_checkpoints_step():
+    with pytest.raises(TaskFailed, match=r"step 23 of the run, and the last good checkpoint is of step 20; lower"):
+        steps(Line(lambda loss: loss * float("nan"), at=2), start=Start(seed=0, done=20, kept=lambda: 20))
+
+
+def test_a_digest_of_examples_is_of_their_values_order_and_form():
+    made = {"x": np.arange(12.0, dtype=np.float32).reshape(4, 3), "y": np.array([True, False, True, False])}
+    others = [
+        {**made, "x": made["x"][::-1]},
+        {**made, "x": made["x"].reshape(4, 1, 3)},
+        {**made, "x": made["x"].astype(np.int64)},
+        {**made, "y": ~made["y"]},
+        {name: array[:3] for name, array in made.items()},
+        {"x": made["x"]},
+    ]
+    assert digest(dict(reversed(made.items()))) == digest(made)
+    assert len({digest(made), *map(digest, others)}) == 7

@@ -33,7 +33,7 @@ class Giving(House):
         self.gate.attach(self)
         self.folder = RunFolder(home / "runs" / "run")
         self.folder.open(0, 2)
-        self.incoming = Incoming(self.place, self.folder, Reports(self.gate, "lyon"))
+        self.incoming = Incoming(self.place, self.folder, Reports(self.place))
 
     def opened(self, site, send):
         pass

@@ -58,7 +58,7 @@ class Giving(House):
         self.gate.attach(self)
         self.folder = RunFolder(home / "runs" / "run")
         self.folder.open(0, 2)
-        self.incoming = Incoming(self.place, self.folder, Reports(self.gate, "lyon"))
+        self.incoming = Incoming(self.place, self.folder, Reports(self.place))
 
     def opened(self, site, send):
         pass
@@ -125,7 +125,7 @@ def test_a_hub_without_the_change_gives_the_whole_weights_in_the_same_conversati
 def test_a_process_that_begins_anew_asks_for_all_of_them(giving):
     house = giving(INT8)
     house.fetch(OLD, 0)
-    house.incoming = Incoming(house.place, RunFolder(house.folder.path), Reports(house.gate, "lyon"))
+    house.incoming = Incoming(house.place, RunFolder(house.folder.path), Reports(house.place))
     assert np.array_equal(house.fetch(), house.new)
     assert house.asked == [None, None]
 

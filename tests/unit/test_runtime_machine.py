@@ -2,8 +2,8 @@
 
 import pytest
 
-from atoll.runtime.machine import Alarm, AssignTo, Dismiss, MakePlan, Publish, stages
-from atoll.runtime.state import expects
+from atoll.runtime.machine import Alarm, AssignTo, Dismiss, MakePlan, Publish
+from atoll.runtime.state import expects, stages
 from atoll.spec.event import (
     Broken,
     Cancelled,

@@ -24,7 +24,7 @@ def house(tmp_path):
 
 
 def ranks_of(house):
-    reports = Reports(house.gate, "lyon")
+    reports = Reports(house.place)
     return Ranks(house.place, Incoming(house.place, RunFolder(house.runs / "run"), reports), reports, threading.Event())
 
 

@@ -6,7 +6,7 @@ from atoll.errors import Invalid
 from atoll.planner.price import Place, price
 from atoll.runtime.brought import checked
 from atoll.spec.event import Restarted
-from atoll.spec.fleet import Device, Link, Profile
+from atoll.spec.fleet import Link, Node, Profile
 from atoll.spec.plan import Layout, Plan, Sync
 from tests.unit.runs import ZERO, answer, fold, merged, train_job, training
 
@@ -53,7 +53,7 @@ def test_examples_are_held_to_the_steps_that_were_told():
 def test_a_round_is_priced_by_the_time_it_may_take_and_one_step_at_least():
     job = train_job().model_copy(update={"steps": 100})
     link = Link(site="a", bandwidth=1e9, latency=0.0)
-    place = Place(Profile(parameters=10, step_seconds=4.0), link, Layout(), (Device(),))
+    place = Place(Profile(parameters=10, step_seconds=4.0), link, Layout(), (Node(),))
     assert price(job, TIMED, [place]).compute_seconds == pytest.approx(10 * 20.0)
     assert price(job, TIMED.model_copy(update={"seconds": 1.0}), [place]).compute_seconds == pytest.approx(10 * 4.0)
     assert price(job, TIMED.model_copy(update={"seconds": 50.0}), [place]).compute_seconds == pytest.approx(400.0)

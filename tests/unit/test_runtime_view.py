@@ -8,8 +8,10 @@ import pytest
 from atoll.journal import Journal
 from atoll.runtime.machine import begin
 from atoll.runtime.view import Borders, Views, traffic
-from atoll.spec.event import Cancelled, Crossed, Decided, Event, Submitted
+from atoll.spec.event import Answer, Answered, Cancelled, Crossed, Decided, Event, Submitted
+from atoll.spec.pace import Pace
 from atoll.spec.policy import Crossing, Decision
+from atoll.spec.run import SiteProgress
 from tests.unit.runs import train_job
 
 ALLOWED, REFUSED = Decision(allowed=True, party="ada"), Decision(allowed=False, party="ada")
@@ -113,3 +115,29 @@ def test_borders_are_summed_as_journals_grow_and_for_one_run_alone(journal):
         ("ada", "out", 3, 16, 1),
         ("bob", "out", 1, 2, 0),
     ]
+
+
+def test_the_pace_of_each_sites_newest_round_outlives_the_run_and_gives_way_to_a_live_one(journal):
+    def answered(site, position, rate, *others):
+        one = Answer(site=site, position=position, epoch=0, pace=rate and Pace(examples_per_second=rate))
+        return Answered(run="run", answer=one, others=others)
+
+    behind = Answer(site="cleo", position=3, epoch=0, pace=Pace(examples_per_second=7.0), via=("ada",))
+    events = [submitted("run"), answered("ada", 2, 10.0), answered("bob", 2, 20.0)]
+    events += [answered("ada", 3, 11.0, behind), answered("bob", 4, None)]  # measures its metrics, and no pace
+    for event in events:
+        journal.append(event, actor="hub")
+    again = Views()
+    for entry in journal.entries():
+        again.seen(entry)
+    state, _ = begin(submitted("run"))
+    paces = again.run(state, here=False, progress={}, trouble=None).newest_paces
+    assert {site: pace.examples_per_second for site, pace in paces.items()} == {"ada": 11.0, "bob": 20.0, "cleo": 7.0}
+    live = {"ada": SiteProgress(pace=Pace(examples_per_second=99.0)), "bob": SiteProgress()}
+    view = again.run(state, here=True, progress=live, trouble=None)
+    assert set(view.paces) == {"bob", "cleo"}
+    assert {site: pace.examples_per_second for site, pace in view.newest_paces.items()} == {
+        "ada": 99.0,
+        "bob": 20.0,
+        "cleo": 7.0,
+    }

@@ -23,7 +23,7 @@ from atoll.spec.document import (
     sha256,
     write_yaml,
 )
-from atoll.spec.fleet import Device, Fleet, Profile, Site
+from atoll.spec.fleet import Device, Fleet, Profile, Site, SiteFile
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.model import Deployment, Model
 from atoll.spec.plan import Plan, Sync
@@ -52,6 +52,8 @@ AGREEING: dict[str, dict[str, Any]] = {
     "Transform": {"kind": "clip", "share": None, "level": None},
     "Sync": {"preset": None, "exchange": "delta", "blend": 0.0, "control": False, "seconds": None}
     | {"keep_local": [], "down": []},
+    "Range": {"low": 1.0, "high": 3.0, "log": False, "step": 0.5, "integer": False},
+    "Sweep": {"parameters": {"optimiser.rate": {"low": 1.0, "high": 3.0}}},
 }
 
 
@@ -132,6 +134,13 @@ def test_canonical_bytes_and_digests_never_change() -> None:
 def test_canonical_refuses_what_json_cannot_say() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical({"loss": float("nan")})
+
+
+def test_a_site_of_several_nodes_starts_its_ranks_by_ray() -> None:
+    document = {"name": "lyon", "nodes": [{"devices": [{}]}, {"devices": [{}]}]}
+    with pytest.raises(Invalid, match="ranks on several nodes are started by Ray; set executor"):
+        parse(SiteFile, document, "site.yaml")
+    assert len(parse(SiteFile, {**document, "executor": {"kind": "ray"}}, "site.yaml").told.nodes) == 2
 
 
 @pytest.mark.parametrize("text", ['{"parameters": 1, "step_seconds": NaN}', '{"parameters": -1, "step_seconds": 1}'])

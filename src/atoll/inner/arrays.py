@@ -17,7 +17,7 @@ from atoll.inner import chance, checkpoint, evaluate
 from atoll.inner.made import DIMENSIONS, TENSORS, can_travel, count
 from atoll.inner.mesh import Mesh
 from atoll.inner.steps import Step
-from atoll.inner.vector import check_same, load_vector
+from atoll.inner.vector import check_same, load_vector, save_vector
 from atoll.spec.message import Probe, Train
 from atoll.spec.model import Patterns, Signature, TensorSpec, elements
 from atoll.spec.task import Arrays, ArraysTask, Budget, Fitted, Mean, Scores, beyond_arrays
@@ -30,6 +30,7 @@ class ArraysLearner:
     """The arrays of a task and what can be done with them. The task never holds an array that is kept here."""
 
     gradients: Literal[False] = False
+    demand = None
 
     def __init__(self, task: ArraysTask, seed: int, mesh: Mesh) -> None:
         """Make the arrays with all generators at ``seed``; raise `TaskFailed` for what cannot travel."""
@@ -78,7 +79,7 @@ class ArraysLearner:
             granted = _Granted(1, order.batch, number, number + 1, order.seed)
             yield granted.fit(self, examples, [batch])
 
-    def round(self, opened: object, order: Train, examples: Arrays) -> "ArraysRound":
+    def round(self, opened: object, order: Train, examples: Arrays, memory: object = None) -> "ArraysRound":
         """Return the round that is ordered; which dataset is ``opened`` matters to a round that is gone on with."""
         return ArraysRound(self, order, examples)
 
@@ -118,6 +119,12 @@ class ArraysRound:
     def update(self) -> np.ndarray:
         """Return the flat float32 update."""
         return self._end - self._start
+
+    def write_update(self, path: Path) -> None:
+        save_vector(self.update(), path)
+
+    def carried(self) -> None:
+        """Say that a round is done from its beginning."""
 
     def ordered(self, order: Train) -> bool:
         """Say that no round of it goes on with what was begun ahead."""

@@ -7,7 +7,10 @@ of another round, is told from a good one. No pickle, even of our own.
 
 import hashlib
 import json
+import logging
 import os
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +25,7 @@ from atoll.inner.vector import varying
 from atoll.inner.whole import put
 from atoll.spec.document import canonical
 
+log = logging.getLogger(__name__)
 _ENTRY = "atoll"  # of the file's metadata; the only one, for several are written in no certain order
 
 
@@ -30,8 +34,51 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
 
     Not flushed to the disk: a process that is killed loses nothing by that, and a lost power shows in the digest.
     """
-    # Copies: two names may stand for one memory, which the format does not allow.
-    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    _write(path, _copied(tensors), about)
+
+
+class Background:
+    """Writes one file at a time while its caller goes on; a failure is logged, since no such file is ever needed."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self.seconds = 0.0  # that the last one took
+        self.step: int | None = None  # that the file is of
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def write(self, path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        """Copy the tensors, and write them as `write_tensors` does; the caller waits for the copies only."""
+        self.wait()
+        copies, about = _copied(tensors), dict(about)
+        self._thread = threading.Thread(target=self._write, args=(path, copies, about), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written: a write to a disk ends, or fails."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, path: Path, copies: dict[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        began = time.monotonic()
+        try:
+            _write(path, copies, about)
+        except OSError as error:  # the round needs none unless its ranks are lost, and then does more of itself again
+            log.warning("no checkpoint after step %s of the round: %s", about.get("step"), error)
+        else:
+            self.step = about["step"]
+        self.seconds = time.monotonic() - began
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy tensors: two names may stand for one memory, which the format does not allow."""
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _write(path: Path, copies: dict[str, torch.Tensor], about: Mapping[str, Any]) -> None:
     part = path.with_suffix(".part")
     try:
         said = {"about": about, "digest": _digest(about, copies)}
@@ -88,6 +135,37 @@ def tensors_of(
     if gradient is not None:
         found["gradient"] = gradient
     return found
+
+
+def parts_of(
+    model: torch.nn.Module, optimiser: torch.optim.Optimizer | None, gradient: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Return what `tensors_of` names, of each only the part that lies at this rank: its own memory, not a copy."""
+    return {name: _here(tensor) for name, tensor in tensors_of(model, optimiser, gradient).items()}
+
+
+def put_parts(
+    found: Mapping[str, torch.Tensor],
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer | None,
+    gradient: torch.Tensor | None,
+) -> None:
+    """Write back what `parts_of` named, at a rank that has the same place in the same layout. Raises `Corrupt`."""
+    places = parts_of(model, None, gradient)
+    here = {name: (tensor.dtype, tensor.shape) for name, tensor in places.items()}
+    if here != {name: (t.dtype, t.shape) for name, t in found.items() if not name.startswith("optimiser.")}:
+        raise Corrupt("mirror: its tensors are not this model's; the round begins anew")
+    if optimiser is not None:
+        optimisers.put_parts(optimiser, {n.removeprefix("optimiser."): t for n, t in found.items() if n not in places})
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(found[name])
+
+
+def _here(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a tensor, without importing what cuts tensors where nothing is cut."""
+    local = getattr(tensor.detach(), "to_local", None)
+    return cast("torch.Tensor", local()) if local is not None else tensor.detach()
 
 
 def put_tensors(

@@ -9,19 +9,22 @@ from typing import Literal, Protocol, cast
 
 import numpy as np
 
-from atoll.inner import evaluate, optimiser
+from atoll.inner import evaluate
+from atoll.inner.alike import digest
 from atoll.inner.arrays import ArraysLearner
-from atoll.inner.made import make_model, tensors
+from atoll.inner.flops import Demand, demand
+from atoll.inner.made import make_model
+from atoll.inner.memory import Carried, Memory
 from atoll.inner.mesh import Mesh
 from atoll.inner.parallelize import parallelize
 from atoll.inner.personal import chosen, put_personal
 from atoll.inner.round import Round
-from atoll.inner.steps import Start, Step, training_steps
+from atoll.inner.steps import Step
 from atoll.inner.task import hands_arrays
 from atoll.inner.vector import at_rest, named, put_back, read_vector, signature_of, write_vector
 from atoll.inner.whole import put
 from atoll.spec.compute import Compute
-from atoll.spec.message import Open, Probe, Train
+from atoll.spec.message import Open, Train
 from atoll.spec.model import Patterns, Signature
 from atoll.spec.task import Arrays, ArraysTask, Mean, Scores, Task
 
@@ -41,9 +44,10 @@ class Work(Protocol):
     @property
     def loss(self) -> float: ...
     def steps(self, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]: ...
-    def update(self) -> np.ndarray: ...
+    def write_update(self, path: Path) -> None: ...  # all ranks together, each what it has
     def keep_state(self) -> None: ...
     def ordered(self, order: Train) -> bool: ...
+    def carried(self) -> Carried | None: ...  # as its last step has left it, for who goes on with it
 
 
 class Learner(Protocol):
@@ -53,12 +57,13 @@ class Learner(Protocol):
     def gradients(self) -> bool: ...  # whether its steps are ours, so that ranks and sites can share gradients
     @property
     def signature(self) -> Signature: ...
+    @property
+    def demand(self) -> Demand | None: ...  # what a step computes; None where that is the task's own affair
     def vector(self) -> np.ndarray: ...
     def write(
         self, signature: Signature, vector: np.ndarray, keep_local: Patterns = (), local_in: str | None = None
     ) -> None: ...
-    def trial(self, order: Probe, examples: Arrays, batches: Iterable[Arrays]) -> Iterator[object]: ...
-    def round(self, opened: Open, order: Train, examples: Arrays) -> Work: ...
+    def round(self, opened: Open, order: Train, examples: Arrays, memory: Memory | None = None) -> Work: ...
     def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]: ...
     def predict(self, examples: Arrays) -> dict[str, np.ndarray]: ...
 
@@ -85,6 +90,8 @@ class ModuleLearner:
         self._spread = parallelize(made, mesh, compute, getattr(task, "parallelize", None))
         self._module = self._spread.model
         self._rest = at_rest(self._module)
+        self.demand = demand(self._module)
+        self._digest: tuple[float, float] | None = None
 
     def vector(self) -> np.ndarray:
         return read_vector(self._module, self.signature)
@@ -108,16 +115,12 @@ class ModuleLearner:
                 put(tensor, built[name])
         return names
 
-    def trial(self, order: Probe, examples: Arrays, batches: Iterable[Arrays]) -> Iterator[object]:
-        """Take a step for each batch; ``examples``, all of the site's, matter to tasks that choose among them."""
-        made = optimiser.make(order.optimiser, self._module.parameters())
-        given = map(tensors, batches)
-        return training_steps(self._task, self._spread, made, given, Start(order.seed))
-
-    def round(self, opened: Open, order: Train, examples: Arrays) -> Round:
+    def round(self, opened: Open, order: Train, examples: Arrays, memory: Memory | None = None) -> Round:
         put_back(self._module, self._rest)
         self._settled(order.sync.keep_local, order.local_in)
-        return Round(opened, order, self._task, self._spread)
+        if self._mesh.ranks > 1 and self._digest is None:  # all its rounds are of the same examples
+            self._digest = digest(examples)
+        return Round(opened, order, self._task, self._spread, memory, self._digest or (0.0, 0.0))
 
     def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]:
         with self._spread.answering() as mode:

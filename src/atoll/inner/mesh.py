@@ -1,10 +1,18 @@
 """The ranks of one site as a group that can reduce: gloo over loopback, met through a file.
 
-A rank that dies breaks its peers' connections; one that falls silent leaves them waiting. Either way the executor,
-which sees the processes themselves, ends the group: the time limit here is only for a rank that nobody watches.
+A rank that dies breaks its peers' connections, and each that notices breaks its own in turn (`Links.sever`), so that
+none waits for a sum that will not come. Then they `leave`, and meet anew. The executor, which sees the processes
+themselves, says when: the time limit here is only for a rank that nobody watches.
 """
 
-from collections.abc import Sequence
+import contextlib
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -19,6 +27,7 @@ from atoll.errors import TaskFailed
 from atoll.spec.plan import Layout
 
 _TIMEOUT = timedelta(seconds=120)
+_LOOK = 0.002  # seconds between two looks at who has come
 # Outermost first: ranks that exchange most are neighbours. Torch puts a sharded axis before those it is combined with.
 _AXES = ("pipeline", "data", "shard", "expert", "context", "tensor")
 
@@ -85,11 +94,104 @@ class Mesh:
         return self.sum(table).tolist()
 
 
-def join(rank: int, ranks: int, meeting: Path) -> Mesh:
-    """Meet the other ranks at the file ``meeting``, which must not exist beforehand."""
+class Links:
+    """The connections of the group that this process is in; any thread may sever them."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._before: set[int] = set()
+        self._ours: set[int] = set()  # inodes: a number may be another file's by the time that it is looked at
+        self._severed = False
+
+    def watch(self) -> None:
+        """Begin to count: what is opened from here until `seal` is the group's."""
+        with self._turn:
+            self._before, self._severed = set(_sockets()), False
+
+    def seal(self) -> None:
+        """Take what was opened for the group's own. Raises `ConnectionError` when it was severed in the meantime."""
+        with self._turn:
+            self._ours |= _sockets().keys() - self._before
+            if self._severed:
+                self._cut()
+                raise ConnectionError("severed while the ranks met")
+
+    def sever(self) -> None:
+        """Break all connections: whoever waits at either end goes on with an error."""
+        with self._turn:
+            self._severed = True
+            self._cut()
+
+    def _cut(self) -> None:
+        for inode, number in _sockets().items():
+            if inode in self._ours:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
+                    if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # gloo aborts without its listener
+                        one.shutdown(socket.SHUT_RDWR)
+        self._ours = set()
+
+
+def _sockets() -> dict[int, int]:
+    """Return the connected sockets of this process, inode -> number."""
+    found: dict[int, int] = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # it is gone by now
+            told = os.stat(int(name))
+            if stat.S_ISSOCK(told.st_mode):
+                found[told.st_ino] = int(name)
+    return found
+
+
+LINKS = Links()
+
+
+def join(rank: int, ranks: int, meeting: Path, in_vain: Callable[[], bool] = lambda: False) -> Mesh:
+    """Meet the other ranks at the file ``meeting``, which must not exist beforehand.
+
+    Raises `ConnectionError` once it is ``in_vain`` to wait for them, or after as long as they have for a sum.
+    """
     if ranks > 1:
+        _await(rank, ranks, meeting, in_vain)
+        LINKS.watch()
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks, timeout=_TIMEOUT)
+        LINKS.seal()
     return Mesh(rank, ranks)
+
+
+def _await(rank: int, ranks: int, meeting: Path, in_vain: Callable[[], bool]) -> None:
+    """Wait for all to be at the meeting: torch's own wait cannot be ended."""
+    here = [meeting.with_name(f"{meeting.name}.{number}") for number in range(ranks)]
+    here[rank].touch()
+    until = time.monotonic() + _TIMEOUT.total_seconds()
+    while not all(path.exists() for path in here):
+        if in_vain() or time.monotonic() > until:
+            raise ConnectionError("not all ranks came to meet")
+        time.sleep(_LOOK)
+
+
+def leave() -> None:
+    """Leave the group, if there is one: nothing that torch remembers of it is true of the next."""
+    if not dist.is_initialized():
+        return
+    LINKS.sever()
+    dist.destroy_process_group()
+    _device_mesh.cache_clear()
+    if "torch.distributed.tensor" in sys.modules:
+        from torch.distributed.tensor import DTensor, _redistribute
+
+        # Meshes of one shape are equal to torch, and what it derives from one names that one's groups (torch 2.13).
+        DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache_clear()  # pyright: ignore
+        torch._C._clear_DTensor_sharding_propagator_cache()  # pyright: ignore
+        _redistribute._gen_transform_infos.cache_clear()  # pyright: ignore
+
+
+def broken(error: BaseException) -> bool:
+    """Tell whether an error is that of a group that lost a rank, wherever torch raised it."""
+    while error is not None:
+        if isinstance(error, ConnectionError | dist.DistError) or "gloo" in str(error):
+            return True
+        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
+    return False
 
 
 def laid_out(mesh: Mesh, layout: Layout) -> Mesh:
@@ -112,7 +214,11 @@ def laid_out(mesh: Mesh, layout: Layout) -> Mesh:
 
 @cache  # a group for each axis is made once in a process, which meets its peers once
 def _device_mesh(names: tuple[str, ...], sizes: tuple[int, ...]) -> DeviceMesh:
-    return init_device_mesh("cpu", sizes, mesh_dim_names=names)
+    LINKS.watch()
+    try:
+        return init_device_mesh("cpu", sizes, mesh_dim_names=names)
+    finally:
+        LINKS.seal()
 
 
 def replicated(model: torch.nn.Module, mesh: Mesh) -> torch.nn.Module:

@@ -59,3 +59,20 @@ def put_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tens
             raise Corrupt(f"optimiser: its state has a tensor {key[:40]!r} that fits no parameter; begin the run anew")
         found.setdefault(int(number), {})[name] = part(value, parameters[int(number)]) if value.ndim else value
     optimiser.load_state_dict({"state": found, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def put_parts(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give the optimiser its state of which each tensor is this rank's part, as its parameter is cut."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        if not number.isdecimal() or int(number) >= len(parameters):
+            raise Corrupt(f"optimiser: its state has a tensor {key[:40]!r} of no parameter; begin the run anew")
+        parameter = parameters[int(number)].detach()
+        if value.ndim and hasattr(parameter, "to_local"):
+            cut = torch.empty_like(parameter)
+            cut.to_local().copy_(value)  # pyright: ignore[reportAttributeAccessIssue]
+            value = cut
+        found.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({"state": found, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,6 +1,7 @@
 """One round at one site: from the weights it is given to the update it gives, going on where a dead group stood."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -14,11 +15,12 @@ from atoll.errors import Corrupt, TaskFailed
 from atoll.inner import checkpoint, optimiser
 from atoll.inner.control import Control, write_control
 from atoll.inner.made import tensors
+from atoll.inner.memory import Carried, Memory
 from atoll.inner.parallelize import Parallel
 from atoll.inner.personal import chosen, write_personal
-from atoll.inner.steps import Batch, Pull, Start, Step, gradient_steps, training_steps
+from atoll.inner.steps import Batch, Flags, Pull, Start, Step, gradient_steps, training_steps
 from atoll.inner.streaming import mix_in, mixing_step
-from atoll.inner.vector import load_vector, named, read_vector, signature_of, write_vector
+from atoll.inner.vector import changed_parts, load_vector, named, read_vector, save_vector, signature_of, write_vector
 from atoll.inner.whole import Staged, at_this_rank, gathered
 from atoll.spec.document import canonical, digest, sha256
 from atoll.spec.message import Open, Train
@@ -28,6 +30,7 @@ from atoll.spec.task import Arrays, Task
 _SHARE = 20  # times the last checkpoint's own seconds before the next one: they take 5 % of a round at most
 _ELSEWHERE = {"weights", "output", "state_in", "state_out", "control_in", "control_out", "local_in", "local_out"}
 _ELSEWHERE |= {"checkpoint", "checkpoint_seconds", "checkpoint_steps"}
+_CUT = {"shares"}  # how a batch is cut among ranks, which may be others when it is gone on with
 log = logging.getLogger(__name__)
 
 
@@ -38,14 +41,22 @@ class Round:
     ahead of its weights takes the steps that need none, and goes on when it is given its order (`ordered`).
     """
 
-    def __init__(self, opened: Open, order: Train, task: Task, spread: Parallel) -> None:
+    def __init__(
+        self,
+        opened: Open,
+        order: Train,
+        task: Task,
+        spread: Parallel,
+        memory: Memory | None = None,
+        examples: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         """Write the first weights into the model, and then what a group that died here left behind, if it did.
 
-        The tensors that stay at the site have their values already.
+        The tensors that stay at the site have their values already. ``examples`` is what `alike.digest` says of them.
         """
         self._opened, self._order, self._task, self._spread = opened, order, task, spread
         model = self._model = spread.model
-        self._mesh = spread.mesh
+        self._mesh, self._memory = spread.mesh, memory or Memory()
         if order.sync.keep_local and spread.mesh.has("pipeline"):
             raise TaskFailed("layout.pipeline: does not go with sync.keep_local; set it to 1 or leave that out")
         self._path = Path(order.checkpoint) if order.checkpoint is not None else None
@@ -62,14 +73,17 @@ class Round:
         self.step, self.examples, self._loss = 0, 0, 0.0
         self._began: float | None = None  # when the steps began, on this process's clock
         self._spent = 0.0  # seconds that a group which died here had taken of them
+        self._writer = checkpoint.Background()
+        self._digest = examples
         if order.sync.exchange == "gradient":
             self._gradient = torch.zeros(elements(order.signature), dtype=torch.float64)
         else:
             self._optimiser = optimiser.make(order.optimiser, model.parameters())
             if order.state_in is not None:
                 checkpoint.put_optimiser(self._optimiser, at_this_rank(kept, model))
-        self._mixing = mixing_step(order)
+        self._mixing, self._mixed = mixing_step(order), False
         self._identified: str | None = None
+        self._buffers = self._copied_buffers()
         self._resume()
         self._due = time.monotonic() + order.checkpoint_seconds
 
@@ -96,10 +110,11 @@ class Round:
         yield from self._until(self._mixing, batches)
         if self._start is None:
             return
-        if self._order.goes_on and self.step == self._mixing:  # a checkpoint of this step was written before, too
+        if self._order.goes_on and not self._mixed:
             own = self._read()
             mix_in(self._order, own, self._start)
             write_vector(self._model, self._signature, own, self._personal)
+            self._mixed = True
         yield from self._until(self._order.steps, batches)
 
     def _until(self, stop: int, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]:
@@ -107,21 +122,48 @@ class Round:
             return
         if self._began is None:
             self._began = time.monotonic() - self._spent
-        budget = self._order.sync.seconds
-        until = self._began + budget if budget is not None else None
-        at = Start(self._order.seed, self._order.done, self.step, until)
+        at = Start(self._order.seed, self._order.done, self.step, self._wishes, self._kept, self._digest)
         for step in self._taken(map(tensors, islice(batches(self.step), stop - self.step)), at):
             self.step = step.number + 1
             self._loss, self.examples = self._loss + step.loss * step.examples, self.examples + step.examples
-            if not step.last:
+            self._buffers = self._copied_buffers()
+            if step.flags.mirror or step.flags.leave:
+                self._memory.keep(self._mesh, self.carried())
+            if not step.flags.last:
                 self._save()
             yield step
-            if step.last:
+            if step.flags.last or step.flags.leave:
                 return
+
+    def _kept(self) -> int | None:
+        """Return the step of the run that the last checkpoint is of."""
+        return self._order.done + self._writer.step if self._writer.step is not None else None
+
+    def _wishes(self) -> Flags:
+        """Return what this rank wishes: rank 0's clocks are those that count."""
+        budget, first = self._order.sync.seconds, self._mesh.rank == 0
+        assert self._began is not None, "the steps have begun"
+        late = first and budget is not None and time.monotonic() >= self._began + budget
+        return Flags(late, self._memory.leaving(), first and self._memory.mirror.due())
+
+    def carried(self) -> Carried:
+        """Return the round as it stands at this rank after its last step: the tensors themselves, not copies."""
+        about = {"round": self._identity(), **self._said_of(time.monotonic())}
+        return Carried(about, {**checkpoint.parts_of(self._model, self._optimiser, self._summed), **self._buffers})
+
+    def _said_of(self, now: float) -> dict[str, Any]:
+        spent = now - self._began if self._began is not None else self._spent
+        said = {"step": self.step, "examples": self.examples, "loss": self._loss, "spent": spent}
+        return {**said, "mixed": self._mixed}
+
+    def _copied_buffers(self) -> dict[str, torch.Tensor]:
+        """Return the buffers as the last whole step has left them: the next changes them before its ranks agree."""
+        return {f"model.{name}": value.detach().clone() for name, value in self._model.named_buffers()}
 
     def update(self) -> np.ndarray:
         """Return the flat float32 update: the mean gradient, or what was changed in the weights of the round's span."""
         assert self._start is not None, "a round without its weights has taken some of its steps only"
+        self._writer.wait()
         if self._gradient is not None:
             update = own = (self._joined(self._gradient).numpy() / self.examples).astype(np.float32)
         else:
@@ -130,12 +172,44 @@ class Round:
             update = own[first:last] - self._start[first:last]
         # What is not exchanged now is later.
         if not (np.isfinite(update).all() and (update.size == own.size or np.isfinite(own).all())):
-            step = self._order.done + self.step
-            raise TaskFailed(f"weights are not finite after step {step} of the run; lower the optimiser's rate")
+            raise TaskFailed(self._infinite())
         if self._control is None:
             return update
         self._control.sum = self._joined(self._control.sum)
         return np.concatenate([update, self._control.change(self.step)])
+
+    def write_update(self, path: Path) -> None:
+        """Write the update as bare float32 numbers, whole or not at all.
+
+        Where ranks hold parts each writes its own into the one file: none has the whole of it.
+        """
+        sync = self._order.sync
+        if self._mesh.device is None or sync.exchange == "gradient" or sync.control or sync.streaming:
+            update = self.update()
+            if self._mesh.rank == 0:
+                save_vector(update, path)
+            return
+        assert self._start is not None, "a round that has its weights"
+        self._writer.wait()
+        first, part = self._mesh.rank == 0, path.with_name(path.name + ".part")
+        if first:
+            with part.open("wb") as file:
+                file.truncate(self._start.nbytes)
+        self._mesh.gather([first])  # it is there
+        made = np.memmap(part, np.float32, "r+")
+        finite = True
+        for place, where, shape, change in changed_parts(self._model, self._signature, self._start, self._personal):
+            finite = finite and bool(np.isfinite(change).all())
+            made[place].reshape(shape)[where] = change
+        del made
+        if not all(row[0] for row in self._mesh.gather([finite])):
+            raise TaskFailed(self._infinite())
+        if first:
+            os.replace(part, path)
+
+    def _infinite(self) -> str:
+        step = self._order.done + self.step
+        return f"weights are not finite after step {step} of the run; lower the optimiser's rate"
 
     def keep_state(self) -> None:
         """Write what goes on from round to round where the order wants it: the optimiser's state, the own weights.
@@ -195,30 +269,29 @@ class Round:
             assert order.weights is not None, "checkpoints are of a round that has its weights"
             paths = (order.weights, order.state_in, order.control_in, order.local_in)
             behind = [sha256(Path(path).read_bytes()) if path is not None else "" for path in paths]
-            said = order.model_dump(mode="json", exclude=_ELSEWHERE)
-            self._identified = sha256(canonical([digest(self._opened), said, behind, self._mesh.ranks]))
+            said = order.model_dump(mode="json", exclude=_ELSEWHERE | _CUT)
+            opened = self._opened.model_copy(update={"layout": None})  # another one goes on where this one stood
+            self._identified = sha256(canonical([digest(opened), said, behind]))
         return self._identified
 
     def _save(self) -> None:
         """Rank 0 writes a checkpoint when one is due; its peers wait for it in their next sum."""
         order, now, first = self._order, time.monotonic(), self._mesh.rank == 0
         by_steps = order.checkpoint_steps > 0 and self.step % order.checkpoint_steps == 0
-        if self._path is None or self.step == order.steps or not self._said(first and (by_steps or now >= self._due)):
+        if (
+            self._path is None
+            or self.step == order.steps
+            or not self._said(first and (by_steps or (now >= self._due and not self._writer.busy)))
+        ):
             return
         tensors = gathered(checkpoint.tensors_of(self._model, self._optimiser, None), first, self._model)
         if (summed := self._summed) is not None:
             tensors["gradient"] = self._joined(summed)
         if not first:
             return
-        about = {"round": self._identity(), "step": self.step, "examples": self.examples, "loss": self._loss}
-        assert self._began is not None, "a round that is saved has taken steps"
-        about["spent"] = now - self._began
-        try:
-            checkpoint.write_tensors(self._path, tensors, about)
-        except OSError as error:  # the round needs none unless a rank dies, and then does more of itself again
-            log.warning("no checkpoint after step %d of the round: %s", self.step, error)
-        after = time.monotonic()
-        self._due = after + max(order.checkpoint_seconds, _SHARE * (after - now))
+        about = {"round": self._identity(), **self._said_of(now)}
+        self._writer.write(self._path, tensors, about)
+        self._due = time.monotonic() + max(order.checkpoint_seconds, _SHARE * self._writer.seconds)
 
     def _joined(self, summed: torch.Tensor) -> torch.Tensor:
         """Return a sum of gradients with those of all stages of a pipeline, which are zero elsewhere."""
@@ -244,6 +317,16 @@ class Round:
         return bool(self._mesh.sum(torch.tensor([float(due)], dtype=torch.float64)))
 
     def _resume(self) -> None:
+        """Go on where the round stood, if anybody knows: a rank of the group that is gone, the mirrors, the disk."""
+        if self._start is not None:  # else it was begun ahead, and is nowhere else
+            found = self._memory.found(self._mesh, self._identity())
+            if found is not None:
+                checkpoint.put_parts(found.tensors, self._model, self._optimiser, self._summed)
+                self._go_on(found.about)
+                return
+        self._from_disk()
+
+    def _from_disk(self) -> None:
         """Go on from the checkpoint if there is one of this very round, and every rank could read it.
 
         All ranks read before any takes a step, and rank 0 writes only after a step that all took: it is one file.
@@ -252,6 +335,7 @@ class Round:
             return
         tensors, about = self._left(self._path)
         step = int(about["step"]) if about else 0
+        self._writer.step = step or None
         if any(row != [step] for row in self._mesh.gather([step])) or not step:
             return
         try:
@@ -260,8 +344,12 @@ class Round:
             log.warning("%s", error)
             return
         self._keep_own(self._summed)
-        self.step, self.examples, self._loss = step, int(about["examples"]), float(about["loss"])
-        self._spent = float(about["spent"])
+        self._go_on(about)
+
+    def _go_on(self, about: Mapping[str, Any]) -> None:
+        self.step, self.examples, self._loss = int(about["step"]), int(about["examples"]), float(about["loss"])
+        self._spent, self._mixed = float(about["spent"]), bool(about["mixed"])
+        self._buffers = self._copied_buffers()
 
     def _left(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return what lies at the checkpoint's place: nothing when it is another round's or not whole."""

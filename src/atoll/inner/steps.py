@@ -1,9 +1,8 @@
 """The training loop as a generator: the caller owns the loop, so logging, stopping and tests are plain for-loops."""
 
 import math
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
@@ -11,6 +10,9 @@ import torch
 
 from atoll.errors import TaskFailed
 from atoll.inner import chance
+from atoll.inner.alike import Brought, check_step, weight_sum
+from atoll.inner.clock import Stopwatch
+from atoll.inner.flops import Load, load_of
 from atoll.inner.mesh import Mesh
 from atoll.inner.parallelize import Batch, Parallel, pieces
 from atoll.inner.vector import named
@@ -23,13 +25,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Flags:
+    """What a rank wishes after a step, and all of them hear of at once: it is so when any of them does."""
+
+    last: bool = False  # time is up
+    leave: bool = False  # the group is to meet anew
+    mirror: bool = False  # what was computed is to be mirrored
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One inner step, over all ranks: its number within the round, mean loss, and how many examples it saw."""
 
     number: int
     loss: float
     examples: int
-    last: bool = False  # time is up, for all ranks
+    flags: Flags = Flags()
+    seconds: float = 0.0  # this rank's own, without what it waited for others
+    load: Load | None = None  # this rank's share; None of a task that steps by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +52,9 @@ class Start:
     seed: int
     done: int = 0  # steps of the run before this round
     first: int = 0  # steps of the round already taken, by a group that is gone
-    until: float | None = None  # by rank 0's monotonic clock: the step in which that passes is the last
+    wishes: Callable[[], Flags] = Flags  # of this rank, as the step ends
+    kept: Callable[[], int | None] = lambda: None  # the step of the run that the last checkpoint is of
+    examples: tuple[float, float] = (0.0, 0.0)  # `alike.digest` of all that this rank's batches are of
 
 
 class Bend(Protocol):
@@ -84,13 +99,15 @@ def training_steps(
     Raises `TaskFailed` with the step, counted from 1 over the whole run, when the loss is not a finite scalar.
     """
     spread.model.train()
-    for number, batch in enumerate(batches, at.first):
-        optimiser.zero_grad(set_to_none=True)
-        step = _backward(task, spread, batch, at, number)
-        for bend in bends:
-            bend.apply()
-        optimiser.step()
-        yield step
+    with Stopwatch() as own:
+        for number, batch in enumerate(batches, at.first):
+            began = own.seconds()
+            optimiser.zero_grad(set_to_none=True)
+            step = _backward(task, spread, batch, at, number)
+            for bend in bends:
+                bend.apply()
+            optimiser.step()
+            yield replace(step, seconds=own.seconds() - began, load=load_of(batch))
 
 
 def gradient_steps(
@@ -105,16 +122,18 @@ def gradient_steps(
     model = spread.model
     model.train()
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for number, batch in enumerate(batches, at.first):
-        model.zero_grad(set_to_none=True)
-        step = _backward(task, spread, batch, at, number)
-        start = 0
-        for spec in signature:
-            gradient = parameters[spec.name].grad if spec.name in parameters else None
-            if gradient is not None:  # a buffer has none: it follows the initialising site
-                total[start : start + spec.size] += whole(gradient).reshape(-1).double().numpy() * step.examples
-            start += spec.size
-        yield step
+    with Stopwatch() as own:
+        for number, batch in enumerate(batches, at.first):
+            began = own.seconds()
+            model.zero_grad(set_to_none=True)
+            step = _backward(task, spread, batch, at, number)
+            start = 0
+            for spec in signature:
+                gradient = parameters[spec.name].grad if spec.name in parameters else None
+                if gradient is not None:  # a buffer has none: it follows the initialising site
+                    total[start : start + spec.size] += whole(gradient).reshape(-1).double().numpy() * step.examples
+                start += spec.size
+            yield replace(step, seconds=own.seconds() - began, load=load_of(batch))
 
 
 def _backward(task: Task, spread: Parallel, batch: Batch, at: Start, number: int) -> Step:
@@ -124,18 +143,22 @@ def _backward(task: Task, spread: Parallel, batch: Batch, at: Start, number: int
     mine = len(next(iter(batch.values())))
     # Gradients are averaged over some ranks, so each share is weighted by its examples times those.
     weight = mine * mesh.averaged
+    # Before the forward pass, in which torch gives all ranks the first one's weights.
+    brought = Brought(weight_sum(spread.model), at.examples) if mesh.ranks > 1 and number == at.first else None
     if spread.compute.microbatches == 1 and not mesh.has("pipeline"):
         with spread.numerics():
             loss = _checked(_loss(task, spread, batch), step)
         value = float(loss.detach())
-        mean, examples, last = _agreed(mesh, value, mine, batch, at, step)
+        mean, examples, flags = _agreed(mesh, value, mine, batch, at, step)
         (loss * (weight / examples)).backward()
     else:
         shares = mesh.gather([mine, mesh.speaks])
         value = _in_pieces(task, spread, batch, step, weight / sum(share for share, one in shares if one), shares)
-        mean, examples, last = _agreed(mesh, value, mine, batch, at, step)
+        mean, examples, flags = _agreed(mesh, value, mine, batch, at, step)
+    if brought is not None:
+        check_step(mesh, spread.compute.precision, brought, batch, value, step)
     spread.settle()
-    return Step(number, mean, examples, last)
+    return Step(number, mean, examples, flags)
 
 
 def _in_pieces(
@@ -159,17 +182,17 @@ def _in_pieces(
     return value
 
 
-def _agreed(mesh: Mesh, value: float, mine: int, batch: Batch, at: Start, step: int) -> tuple[float, int, bool]:
-    """Return the mean loss of all shares, their examples, and whether time is up, for all ranks."""
-    # Rank 0's clock decides, and all hear of it with the loss: they stop at the same step for no sum more.
-    late = mesh.rank == 0 and at.until is not None and time.monotonic() >= at.until
+def _agreed(mesh: Mesh, value: float, mine: int, batch: Batch, at: Start, step: int) -> tuple[float, int, Flags]:
+    """Return the mean loss of all shares, their examples, and what any rank wishes."""
+    # All hear of wishes with the loss: they do the same after the same step, for no sum more.
+    wish = at.wishes()
     said = [value * mine, mine] if mesh.speaks else [0.0, 0.0]
-    sums = mesh.sum(torch.tensor([*said, late], dtype=torch.float64))
+    sums = mesh.sum(torch.tensor([*said, wish.last, wish.leave, wish.mirror], dtype=torch.float64))
     examples = int(sums[1])
     mean = float(sums[0]) / examples
     if not math.isfinite(mean):  # of any rank: all of them stop at the same step
-        raise TaskFailed(_not_finite(mesh, value, batch, step))
-    return mean, examples, bool(sums[2])
+        raise TaskFailed(_not_finite(mesh, value, batch, at, step))
+    return mean, examples, Flags(*(bool(one) for one in sums[2:]))
 
 
 def _loss(task: Task, spread: Parallel, batch: Batch) -> object:
@@ -199,14 +222,15 @@ def _checked(loss: object, step: int) -> torch.Tensor:
     return loss
 
 
-def _not_finite(mesh: Mesh, value: float, batch: Batch, step: int) -> str:
+def _not_finite(mesh: Mesh, value: float, batch: Batch, at: Start, step: int) -> str:
     """Return the sentence. Every rank saw the sum that is not finite, so all are here, and all say the same."""
     names = sorted(batch)
     spoilt = [batch[name].is_floating_point() and not bool(batch[name].isfinite().all()) for name in names]
     ranks = mesh.gather([value, *spoilt])
     rank = next((number for number, row in enumerate(ranks) if not math.isfinite(row[0])), 0)
     where = f" at rank {rank}" if mesh.ranks > 1 else ""
-    words = f"loss is {ranks[rank][0]:g} at step {step + 1} of the run{where}; "
+    kept = f", and the last good checkpoint is of step {at.kept()}" if at.kept() is not None else ""
+    words = f"loss is {ranks[rank][0]:g} at step {step + 1} of the run{where}{kept}; "
     bad = [repr(name[:40]) for column, name in enumerate(names, 1) if any(row[column] for row in ranks)]
     if bad:
         holds = "holds" if len(bad) == 1 else "hold"

@@ -5,7 +5,7 @@ travel.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from atoll.errors import Corrupt, TaskFailed
-from atoll.inner.whole import Staged, put, whole
+from atoll.inner.whole import Staged, lying, put, whole
 from atoll.spec.model import Signature, TensorSpec, elements
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -39,6 +39,23 @@ def read_vector(module: nn.Module, signature: Signature, personal: Collection[st
             staged.tell(spec.name, part)
         start += spec.size
     return vector
+
+
+def changed_parts(
+    module: nn.Module, signature: Signature, start: np.ndarray, personal: Collection[str] = ()
+) -> Iterator[tuple[slice, tuple[slice, ...], tuple[int, ...], np.ndarray]]:
+    """Yield by how much this rank's part of each tensor differs from the flat ``start``; nothing is gathered.
+
+    Each comes with where its tensor lies in the vector, where the part lies in the tensor, and the tensor's shape.
+    """
+    tensors = _matched(module, signature, personal)
+    at = 0
+    for spec in signature:
+        if spec.name in tensors:
+            value, where = lying(tensors[spec.name])
+            place = slice(at, at + spec.size)
+            yield place, where, spec.shape, value.float().numpy() - start[place].reshape(spec.shape)[where]
+        at += spec.size
 
 
 def write_vector(module: nn.Module, signature: Signature, vector: np.ndarray, personal: Collection[str] = ()) -> None:

@@ -54,6 +54,19 @@ def part(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(value, cut.device_mesh, cut.placements, src_data_rank=None)
 
 
+def lying(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """Return the part of a tensor that lies at this rank, its own memory, and where in the whole it is."""
+    plain = tensor.detach()
+    if not hasattr(plain, "full_tensor"):
+        return plain, tuple(slice(0, size) for size in plain.shape)
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # as torch's checkpoints do
+
+    cut = cast("DTensor", plain)
+    sizes, begins = compute_local_shape_and_global_offset(cut.shape, cut.device_mesh, cut.placements)
+    return cut.to_local(), tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
+
+
 def gathered(tensors: Mapping[str, torch.Tensor], keep: bool, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return a model's tensors whole, one after the other, at the ranks that ``keep`` them.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pydantic import NonNegativeInt
 
@@ -12,6 +12,7 @@ from atoll.spec.fleet import Dataset, Fleet
 from atoll.spec.job import Job
 from atoll.spec.model import Model, Source
 from atoll.spec.plan import Plan
+from atoll.spec.sweep import Trial
 
 
 def sources(fleet: Fleet, sites: Iterable[str], dataset: str) -> tuple[Source, ...]:
@@ -51,6 +52,7 @@ class RunOrigin(Document):
     job: Job | None = None
     decided: tuple[Decided, ...] = ()  # what a policy said about the run as a whole, in journal order
     missing: tuple[Name, ...] = ()  # sites that were asked for sums or metrics and did not answer in time
+    trial: Trial | None = None  # of a sweep
 
 
 class LineageTree(Document):
@@ -77,7 +79,7 @@ class LineageTree(Document):
         job = f"{run.job.kind} {run.job.name}, purpose {run.job.purpose}" if run.job else ""
         below = [
             Branch(
-                text=_line("run", run.run, f"by {run.user}" if run.user else ""),
+                text=_line("run", run.run, ", ".join(_who(run))),
                 below=(
                     Branch(
                         text=_line("plan", run.plan_digest, sync),
@@ -119,6 +121,13 @@ class Branch(Document):
 
     text: str
     below: tuple[Branch, ...] = ()
+
+
+def _who(run: RunOrigin) -> Iterator[str]:
+    if run.user:
+        yield f"by {run.user}"
+    if run.trial is not None:
+        yield f"trial {run.trial.number} of {run.trial.sweep}"
 
 
 def _line(noun: str, name: str, more: str) -> str:

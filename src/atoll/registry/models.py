@@ -169,6 +169,7 @@ class Models:
             job=run.submitted.job if run.submitted else None,
             decided=tuple(run.decided),
             missing=run.missing,
+            trial=run.submitted.trial if run.submitted else None,
         )
         return LineageTree(
             model=model,

@@ -23,7 +23,8 @@ import atoll
 from atoll.errors import Corrupt, Unavailable
 from atoll.runtime import faults
 from atoll.runtime.local import PASSED
-from atoll.runtime.piped import GRACE, PipedGroup
+from atoll.runtime.member import GRACE
+from atoll.runtime.piped import PipedGroup
 from atoll.runtime.seat import Code
 from atoll.spec.document import canonical, sha256
 from atoll.spec.fleet import Executor, Node
@@ -150,6 +151,12 @@ class Actor:
                 os.close(pipe)
         os.set_blocking(self.orders, False)
 
+    def computed(self) -> None:
+        """Say that it is not known here: Ray itself sees to nodes that fall silent."""
+
+    def kill(self) -> None:
+        """Nobody calls it: who is not known to compute is not held to be silent."""
+
     def ended(self) -> bool:
         return False  # its actor closes the replies, whoever holds the worker's own pipe
 
@@ -228,6 +235,9 @@ class RayExecutor:
         told = self._running().ready()["nodes"]
         return tuple(Node.model_validate(node) for node in told)
 
+    def warm(self) -> None:
+        """Ray is on its way since this was made."""
+
     def start(self, layout: Layout, folder: Path) -> ActorGroup:
         folder.mkdir(parents=True, exist_ok=True)
         driver, name = self._running(), uuid.uuid4().hex
@@ -238,7 +248,7 @@ class RayExecutor:
         mark.touch()
         ranks: list[Actor] = []
         group = ActorGroup(ranks, meeting, mark)
-        berth = {"folder": str(folder), "meeting": str(meeting), "mark": mark.name, "version": atoll.__version__}
+        berth = {"folder": str(folder), "mark": mark.name, "version": atoll.__version__}
         asked = {"group": number, "ranks": layout.ranks, "berth": berth, "fault": faults.handed_on("worker")}
         try:
             ranks.extend(Actor(driver, asked) for _ in range(layout.ranks))

@@ -107,6 +107,8 @@ class Agent:
                 # that have a folder the hub releases those that ended while this site was away.
                 self._gate.say(Hello(site=self._described(), link=self._gate.measure(), runs=self._kept()[:_RUNS]))
             case Ask():
+                if any(request.job_kind != "query" for request in message.requests):
+                    self._groups.warm()  # what a run will wait for
                 decisions = tuple(self._gate.decide(request) for request in message.requests)
                 self._gate.say(Decisions(number=message.number, decisions=decisions))
             case Assign():

@@ -20,7 +20,7 @@ from atoll.journal import Entry, Journal
 from atoll.runtime import faults
 from atoll.runtime.machine import Alarm, Command, begin, step
 from atoll.runtime.state import State
-from atoll.spec.event import Broken, Cancelled, Event, Expired, Restarted, RunEvent, Submitted
+from atoll.spec.event import Broken, Cancelled, Event, Expired, Pruned, Restarted, RunEvent, Submitted
 
 _RETRY = 1.0  # seconds until events are journalled again after the disk was full
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Conductor:
             happened += events
             for entry in entries:
                 faults.reached("hub", "journalled", entry.event.kind)
-                if isinstance(entry.event, Submitted | Restarted | Cancelled):
+                if isinstance(entry.event, Submitted | Restarted | Cancelled | Pruned):
                     self.here.add(entry.event.run)
                 commands += self._fold(entry.event)
                 self._seen(entry)
@@ -210,4 +210,4 @@ def _shown(state: State) -> State:
     kept = State(run=state.run, job=state.job, user=state.user, code=state.code, phase=state.phase, plan=state.plan)
     place = {"position": state.position, "epoch": state.epoch, "version": state.version}
     told = {"losses": state.losses, "result": state.result, "words": state.words, "error": state.error}
-    return replace(kept, **place, **told)
+    return replace(kept, **place, **told, trial=state.trial, pruned=state.pruned)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from atoll.boundary.channel import FrameLike, Send, Wanted
 from atoll.boundary.gate import Gate, probed
@@ -145,7 +146,9 @@ class Desk:
                 self.questions.decided(site, message)
             case Progress():
                 if self._takes_part(site, message.run) and not self.quarantine.words(site):  # it tries on meanwhile
-                    self._note(message.run, site, message.state, message.step, message.steps)
+                    self._note(
+                        message.run, site, message.state, step=message.step, steps=message.steps, pace=message.pace
+                    )
             case Done():
                 self._done(site, message)
             case Refusal():
@@ -207,8 +210,8 @@ class Desk:
                 made = self._parts.models.of_run(run) is not None
                 self.presence.send(site, Release(run=run, words="the run is over", made=made))
 
-    def _note(self, run: str, site: str, state: str, step: int = 0, steps: int = 0) -> None:
-        self.presence.note(run, site, SiteProgress(connected=True, state=state[:40], step=step, steps=steps))
+    def _note(self, run: str, site: str, state: str, **more: Any) -> None:
+        self.presence.note(run, site, SiteProgress(connected=True, state=state[:40], **more))
 
     # --- what sites bring and fetch -----------------------------------------------------------------------------
 

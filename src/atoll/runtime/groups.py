@@ -16,6 +16,10 @@ class Groups:
         self._idle: tuple[str, Group] | None = None
         self._closed = False
 
+    def warm(self) -> None:
+        """Begin what a first group would wait for; returns at once."""
+        self._executor.warm()
+
     def take(self, key: str, layout: Layout) -> Group:
         """Return the idle group of this key, or start one."""
         with self._turn:
@@ -35,6 +39,7 @@ class Groups:
             if self._closed:
                 return group
             previous, self._idle = self._idle, (key, group)
+            group.rest()
         return previous[1] if previous is not None else None
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import IO
 from atoll.boundary.gate import Door, Gate, listen
 from atoll.errors import Invalid, NotFound, Unavailable
 from atoll.journal import Entry, Journal
-from atoll.planner.capacity import Outlook, table, what_if
+from atoll.planner.capacity import Change, Outlook, table, what_if
 from atoll.policy.defaults import HUB_POLICY
 from atoll.policy.load import LivePolicy
 from atoll.registry.blobs import Blobs
@@ -24,13 +24,14 @@ from atoll.runtime.deploying import Deployer, Deploying
 from atoll.runtime.desk import Desk, Parts
 from atoll.runtime.embedded import Embedded
 from atoll.runtime.files import Folders
-from atoll.runtime.machine import Command
+from atoll.runtime.machine import Command, Search
 from atoll.runtime.membership import Membership
 from atoll.runtime.performing import Performer
 from atoll.runtime.planning import ROLES, Planning, holders
 from atoll.runtime.record import Record
 from atoll.runtime.roster import Roster
 from atoll.runtime.state import State, spooled
+from atoll.runtime.sweeps import Sweeps, study_of
 from atoll.runtime.tree import Tree
 from atoll.runtime.view import Views
 from atoll.spec.document import canonical, near_miss
@@ -79,6 +80,7 @@ class Hub:
         self._conductor = Conductor(self._journal, self._perform, self._seen)
         self._gate = Gate("hub", self._policy.rules, self._conductor.record)
         self._folders = Folders(folder / "runs")
+        self._sweeps = Sweeps(self._conductor, self._may_submit, self._views.changed)
         tree = Tree()
         self._membership = Membership(folder, self._conductor.record, tree)
         parts = Parts(
@@ -101,11 +103,15 @@ class Hub:
         self._embedded = Embedded(self.home, self._desk, f"tcp://127.0.0.1:{self._server.port}")
 
     def _perform(self, state: State, command: Command) -> None:
-        self._performer.perform(state, command)
+        if isinstance(command, Search):
+            self._sweeps.search(state.run)
+        else:
+            self._performer.perform(state, command)
 
     def _seen(self, entry: Entry) -> None:
         for view in (self._models.apply, self._roster.seen, self._membership.seen, self._views.seen, self._desk.seen):
             view(entry)
+        self._sweeps.seen(entry)
 
     def _listen(self, asked: int, last: int) -> Door:
         """Open the port asked for, else the one of last time, which sites out there still dial, else a free one."""
@@ -135,6 +141,7 @@ class Hub:
         self._server.close()
         self._performer.close()
         self._conductor.close()
+        self._sweeps.close()
         self._journal.close()
         self._lock.close()
 
@@ -151,15 +158,17 @@ class Hub:
             if known is not None and (known.job, known.user) != (job, user):
                 raise Invalid(f"run: {run!r} is a run of another job; choose another name, or let the hub choose")
             if known is None:
-                self._gate.ask(self._request("submit", user, job), f"{job.kind} {job.name}")
+                if isinstance(job, TrainJob) and job.sweep is not None:
+                    study_of(job.sweep)
+                self._may_submit(user, job)
                 code = self._code(job, bundle)
                 here = holders(job, self.fleet())
                 self._conductor.record(Submitted(run=run, user=user, job=job, code=code, holders=here), actor=user)
         return run
 
-    def _request(self, action: str, user: str, job: Job) -> Request:
-        data = {"action": action, "user": user, "roles": ROLES, "job": job.name, "job_kind": job.kind}
-        return Request.model_validate({**data, "purpose": job.purpose})
+    def _may_submit(self, user: str, job: Job) -> None:
+        data = {"action": "submit", "user": user, "roles": ROLES, "job": job.name, "job_kind": job.kind}
+        self._gate.ask(Request.model_validate({**data, "purpose": job.purpose}), f"{job.kind} {job.name}")
 
     def _code(self, job: Job, bundle: Bundle | None) -> str | None:
         """Store the job's code and return its digest; for a job about a model it is the model's own."""
@@ -184,22 +193,14 @@ class Hub:
         finally:
             planning.release()
 
-    def capacity(
-        self,
-        job: Job,
-        bundle: Bundle | None,
-        user: str,
-        sites: int | None = None,
-        bandwidth: float | None = None,
-        parameters: float | None = None,
-    ) -> tuple[Outlook, ...]:
-        """Price the job's plan under other circumstances; the usual ones when none is given."""
+    def capacity(self, job: Job, bundle: Bundle | None, user: str, change: Change) -> tuple[Outlook, ...]:
+        """Price the job's plan under other circumstances; the usual ones when nothing is to be otherwise."""
         if not isinstance(job, TrainJob):
             raise Invalid(f"kind: {job.kind!r}: capacity is about training jobs; give one of kind train")
         planning, plan = self._planning(job, bundle, user)
-        if sites is None and bandwidth is None and parameters is None:
+        if change == Change():
             return table(job, plan, planning.fleet, planning.profiles)
-        return (what_if(job, plan, planning.fleet, planning.profiles, sites, bandwidth, parameters),)
+        return (what_if(job, plan, planning.fleet, planning.profiles, change),)
 
     def runs(self) -> list[RunView]:
         return [self._view(state) for state in list(self._conductor.states.values())]
@@ -218,16 +219,23 @@ class Hub:
         progress = self._desk.presence.progress(state.run)
         here = state.run in self._conductor.here
         state = self._conductor.states[state.run]  # as of now: it may have ended since, and so left `here`
-        return self._views.run(state, here, progress, self._conductor.trouble)
+        view = self._views.run(state, here, progress, self._conductor.trouble)
+        if state.sweep is None:
+            return view
+        found = self._sweeps.view(state.run, state.sweep)
+        over = sum(one.state not in ("planning", "running", "interrupted") for one in found.trials)
+        work = "" if state.over else "search"
+        return view.model_copy(update={"sweep": found, "work": work, "round": over, "rounds": found.asked})
 
     def watch(self, run: str, tell: Callable[[], None]) -> AbstractContextManager[None]:
         """Call ``tell`` after each change of a run's view, while in the context; `Views.watch` says what it may do."""
         return self._views.watch(run, tell)
 
     def cancel(self, run: str, user: str) -> None:
-        """End a run; nothing of it is published. A run that is over stays as it is."""
+        """End a run; nothing of it is published. A run that is over stays as it is. With a sweep its trials end."""
         if not self._state(run).over:
-            self._conductor.record(Cancelled(run=run, user=user), actor=user)
+            trials = self._sweeps.left(run, f"its sweep was cancelled by {user}")
+            self._conductor.record(Cancelled(run=run, user=user), *trials, actor=user)
 
     def resume(self) -> list[str]:
         """Go on with the runs that a hub left behind, under a higher epoch; `redeploy` does so with deployments."""
@@ -238,6 +246,9 @@ class Hub:
         resumed: list[str] = []
         for run in list(self._conductor.states):
             if run in self._conductor.here or (state := self._conductor.states[run]).over:
+                continue
+            if self._sweeps.abandoned(state):  # the hub was killed between the sweep's end and this one's
+                self._conductor.record(Cancelled(run=run, user="hub", words="its sweep is over"))
                 continue
             spool = self._folders.of(state.run).spool
             open_answers = [answer for answer in (*state.merging, *state.arrived) if answer.update is not None]

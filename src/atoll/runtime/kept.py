@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -63,6 +63,7 @@ class Kept:
     control_crc: int | None = None  # of the site's control variates after it
     local_crc: int | None = None  # of its personal tensors after it
     steps: int = 0  # that it took
+    pace: dict[str, Any] | None = None  # of its newest steps, as it is told
     token: str = field(default_factory=lambda: secrets.token_hex(16))  # names the file that is sent, and no other
     boot: str = BOOT  # the start of the machine that it was written in
 

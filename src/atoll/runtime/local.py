@@ -1,77 +1,167 @@
 """The executor of a laptop or an edge site: each rank is a process of this machine."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from atoll.errors import Unavailable
 from atoll.runtime import faults
-from atoll.runtime.piped import GRACE, PipedGroup
+from atoll.runtime.forked import Nursery, code_of
+from atoll.runtime.member import GRACE, Rank
+from atoll.runtime.piped import SILENCE, PipedGroup
 from atoll.spec.plan import Layout
 
 # Nothing of the agent's environment reaches user code but what a Python process needs to run.
 PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "HOME")
+_CLOCK = os.sysconf("SC_CLK_TCK")
+_MIRRORS = 2  # files of a place: one is whole while the other is written
+_TICK = 0.01  # seconds between two looks at whether a process has ended
+_KILLED = 30.0  # seconds until a killed process is taken for one that the kernel cannot end: its disk does not answer
+_log = logging.getLogger(__name__)
+
+
+class Life(Protocol):
+    """What becomes of a process, in whatever way it came to be. Any thread may ask."""
+
+    pid: int
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Tell whether it has ended, or does within so many seconds."""
+        ...
+
+    def code(self) -> int | None:
+        """Return how it ended: its exit code, or its signal's number below zero. None when nobody saw."""
+        ...
+
+    def kill(self) -> None:
+        """End it by SIGKILL, and what is left of its process group. Once `let_go`, nothing."""
+        ...
+
+    def let_go(self) -> None:
+        """Let its number be another's from here on."""
+        ...
+
+
+class Started:
+    """The life of a child of this process."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.pid, self._process = process.pid, process
+        self._turn = threading.Lock()
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        until = time.monotonic() + seconds
+        while self._seen() is None:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_TICK)
+        return True
+
+    def code(self) -> int | None:
+        return self._seen() if self.ended(GRACE) else None
+
+    def kill(self) -> None:
+        with self._turn:
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
+
+    def let_go(self) -> None:
+        with self._turn:
+            self._process.wait()
+
+    def _seen(self) -> int | None:
+        """Return how it ended, and leave its number and its group's to it: either may still have to be killed."""
+        with self._turn:
+            if self._process.returncode is None:
+                ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                return None if ended is None else code_of(ended)
+            return self._process.returncode
 
 
 @dataclass(slots=True)
 class Process:
     """A worker process, which reads orders from stdin and answers on a pipe of its own; its prints go to a log file."""
 
-    process: subprocess.Popen[bytes]
+    life: Life
     orders: int  # file descriptors
     replies: int
     rest: bytes = b""
 
     def ended(self) -> bool:
-        return self.process.poll() is not None
+        return self.life.ended()
 
     def how(self) -> str:
         """Return how it ended, once its pipe says that it has."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE)
-        code = self.process.returncode
-        return f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        code = self.life.code()
+        if code is None:
+            return "in a way that nobody saw"
+        return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
     def died(self) -> Unavailable:
         return Unavailable(f"worker: a rank ended {self.how()}; its log is in the site's folder")
 
-    def end(self, deadline: float) -> None:
+    def computed(self) -> float | None:
         try:
-            self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what the user's code started and left behind
+            words = Path(f"/proc/{self.life.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # another system; a rank is then silent only when it ends
+            return None
+        if words[0] == "D":  # it waits for a disk, perhaps with Python's lock: that is no silence
+            return -time.monotonic()
+        return (int(words[11]) + int(words[12])) / _CLOCK  # proc(5): user and system time
+
+    def kill(self) -> None:
+        self.life.kill()
+
+    def end(self, deadline: float) -> None:
+        if not self.life.ended(max(0.0, deadline - time.monotonic())):
+            self.life.kill()
+            self.life.ended(_KILLED)
+        self.life.kill()  # what the user's code started and left behind
+        self.life.let_go()
 
 
-def start(rank: int, ranks: int, meeting: Path, log: Path, more: Mapping[str, str]) -> Process:
-    """Start one rank's worker process here, with ``more`` in its environment. Raises `OSError`."""
-    environment = {name: os.environ[name] for name in PASSED if name in os.environ}
+def environment() -> dict[str, str]:
+    """Return what a worker finds in its environment, but for what is its own."""
+    passed = {name: os.environ[name] for name in PASSED if name in os.environ}
     # One thread a rank: ranks share the machine's cores, and torch would otherwise take all of them in each.
-    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1", **more}
+    return passed | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
+
+
+def start(
+    words: Sequence[str], log: Path, more: Mapping[str, str], fds: Sequence[int] = (), nursery: Nursery | None = None
+) -> Process:
+    """Start a worker process here: ``words`` begin its command line, ``more`` is added to its environment.
+
+    The numbers of its reply pipe and of ``fds``, which stay the caller's, end its command line. It is forked by the
+    ``nursery`` where there is one and it can. Raises `OSError`.
+    """
+    if nursery is not None:
+        try:
+            return _begin(log, fds, lambda files: nursery.fork(words, {**environment(), **more}, files))
+        except Unavailable as error:
+            _log.warning("%s; this worker is started by itself, and imports what it needs", error)
+    return _begin(log, fds, lambda files: _started(words, {**environment(), **more}, files))
+
+
+def _begin(log: Path, fds: Sequence[int], begin: Callable[[Sequence[int]], Life]) -> Process:
+    """Make a worker's pipes and let it begin with its ends of them: orders, replies, log, and ``fds``."""
     told, orders = os.pipe()
     replies, said = os.pipe()
     try:
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "atoll.runtime.worker", str(rank), str(ranks), str(meeting), str(said)],
-                stdin=told,
-                stdout=output,
-                stderr=output,
-                pass_fds=(said,),
-                env=environment,
-                start_new_session=True,  # Ctrl-C is the agent's to handle
-            )
-    except OSError:
+            life = begin((told, said, output.fileno(), *fds))
+    except (OSError, Unavailable):
         os.close(orders)
         os.close(replies)
         raise
@@ -79,25 +169,118 @@ def start(rank: int, ranks: int, meeting: Path, log: Path, more: Mapping[str, st
         os.close(told)
         os.close(said)
     os.set_blocking(orders, False)
-    return Process(process, orders, replies)
+    return Process(life, orders, replies)
+
+
+def _started(words: Sequence[str], environment: Mapping[str, str], files: Sequence[int]) -> Started:
+    told, said, output, *fds = files
+    return Started(
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "atoll.runtime.worker", *words, *map(str, (said, *fds))],
+            stdin=told,
+            stdout=output,
+            stderr=output,
+            pass_fds=(said, *fds),
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the agent's to handle
+        )
+    )
+
+
+class Mirrors:
+    """Memory of this machine that outlives the ranks that write to it: two files for a place, without a name.
+
+    Where each rank holds the whole model there is one place for all. Nothing of them is left when this process is gone.
+    """
+
+    def __init__(self, places: int) -> None:
+        made = places if hasattr(os, "memfd_create") else 0  # on Linux
+        self._files = [[os.memfd_create("atoll-mirror") for _ in range(_MIRRORS)] for _ in range(made)]
+
+    def of(self, place: int) -> tuple[int, ...]:
+        return tuple(self._files[place % len(self._files)]) if self._files else ()
+
+    def empty(self) -> None:
+        """Give the memory back; who writes to them next takes it anew."""
+        for files in self._files:
+            for file in files:
+                os.ftruncate(file, 0)
+
+    def close(self) -> None:
+        for files in self._files:
+            for file in files:
+                os.close(file)
+        self._files = []
+
+
+class LocalGroup(PipedGroup):
+    """Processes of this machine, and the memory by which one takes another's place."""
+
+    mirrors: Mirrors
+
+    def rest(self) -> None:
+        self.mirrors.empty()
+
+    def close(self) -> None:
+        super().close()
+        self.mirrors.close()
 
 
 class LocalExecutor:
-    """Starts groups of processes on this machine."""
+    """Starts groups of processes on this machine, forked from one nursery where that can be."""
+
+    def __init__(self, silence: float = SILENCE) -> None:
+        """``silence`` is how many seconds without a sign of life make a rank a lost one."""
+        self._silence, self._turn = silence, threading.Lock()
+        self._nursery: Nursery | None = None
+        self._closed = not hasattr(os, "pidfd_open")  # where there are none (all but Linux) workers are started
+
+    def warm(self) -> None:
+        """Begin to import what workers need, before there is one; returns at once."""
+        self._running()
+
+    def _running(self) -> Nursery | None:
+        """Return the nursery, another one when the last has ended; None when there is to be none."""
+        with self._turn:
+            ended = self._nursery is not None and self._nursery.gone()
+            if self._nursery is not None and ended:
+                self._closed = self._closed or self._nursery.hopeless
+                self._nursery.close()
+                self._nursery = None
+            if self._nursery is None and not self._closed:
+                try:
+                    self._nursery = Nursery(environment())
+                except OSError as error:
+                    _log.warning("nursery: it cannot be started (%s); each worker imports what it needs", error)
+            return self._nursery
 
     def start(self, layout: Layout, folder: Path) -> PipedGroup:
         folder.mkdir(parents=True, exist_ok=True)
-        meeting = folder / f"meeting-{uuid.uuid4().hex}"
-        ranks: list[Process] = []
-        group = PipedGroup(ranks, meeting)
+        nursery = self._running()
+        if nursery is not None and layout.ranks > 1:
+            nursery.several = True
+        mirrors = Mirrors(1 if layout.plain else layout.ranks)
+
+        def begin(place: int) -> Process:
+            log, more = folder / f"worker-{place}.log", faults.handed_on("worker")
+            try:
+                return start((), log, more, mirrors.of(place), self._running())
+            except OSError as error:
+                raise Unavailable(f"worker: cannot be started ({error}); free memory or processes") from None
+
+        ranks: list[Rank] = []
+        group = LocalGroup(ranks, folder / f"meeting-{uuid.uuid4().hex}", self._silence, begin)
+        group.mirrors = mirrors
         try:
-            for rank in range(layout.ranks):
-                log, more = folder / f"worker-{rank}.log", faults.handed_on("worker")
-                ranks.append(start(rank, layout.ranks, meeting, log, more))
-        except OSError as error:
+            ranks.extend(begin(place) for place in range(layout.ranks))
+        except Unavailable:
             group.close()
-            raise Unavailable(f"worker: cannot be started ({error}); free memory or processes") from None
+            raise
         return group
 
     def close(self) -> None:
-        """There is nothing but its groups."""
+        """End the nursery; there will be no other."""
+        with self._turn:
+            nursery, self._nursery, self._closed = self._nursery, None, True
+        if nursery is not None:
+            nursery.close()

@@ -9,7 +9,7 @@ journal an event before folding it here, so that folding the journal again gives
 from dataclasses import dataclass, replace
 
 from atoll.runtime import waits
-from atoll.runtime.state import Phase, State, expects, spent, spooled
+from atoll.runtime.state import Phase, State, expects, spent, spooled, stages
 from atoll.spec.event import (
     Answer,
     Answered,
@@ -20,22 +20,27 @@ from atoll.spec.event import (
     Joined,
     Lost,
     Merged,
+    Outdone,
     Planned,
+    Pruned,
     Published,
     Refused,
     Rejected,
     Restarted,
     RunEvent,
     Submitted,
-    Work,
+    Swept,
 )
-from atoll.spec.job import Job, TrainJob
-from atoll.spec.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class MakePlan:
     """Ask the sites' policies, measure, choose; ends in Planned, Refused or Broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Have a sweep's trials run, until it is over; ends in Swept or Broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +78,24 @@ class Dismiss:
     words: str
 
 
-Command = MakePlan | AssignTo | Merge | Publish | Alarm | Dismiss
+Command = MakePlan | Search | AssignTo | Merge | Publish | Alarm | Dismiss
 Next = tuple[State, list[Command]]
 
 
 def begin(event: Submitted) -> Next:
     """Return the state a submitted job starts in."""
     state = State(run=event.run, job=event.job, user=event.user, code=event.code, holders=event.holders)
-    return state, [MakePlan()]
+    if state.sweep is not None:
+        return replace(state, phase="running"), [Search()]
+    return replace(state, trial=event.trial), [MakePlan()]
 
 
 def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912 - one arm for each event
     """Fold one event. Events of a run that is over, or that come too late, change nothing."""
     if state.over:
         return state, []
+    if state.sweep is not None:
+        return _search(state, event)
     match event:
         case Planned():
             return _planned(state, event)
@@ -111,24 +120,30 @@ def step(state: State, event: RunEvent) -> Next:  # noqa: C901, PLR0911, PLR0912
         case Broken():
             return _broken(state, event)
         case Cancelled():
-            return _end(state, "cancelled", f"cancelled by {event.user}")
+            return _cancelled(state, event)
+        case Pruned():
+            return _end(replace(state, pruned=True), "cancelled", event.words)
+        case Outdone():
+            return _end(state, "finished", event.words)
         case Published():
             result = state.result.model_copy(update={"model": event.model.reference})
             return _end(replace(state, result=result), "finished", "")
-        case Submitted():
+        case Submitted() | Swept():
             return state, []
 
 
-def stages(job: Job, plan: Plan) -> tuple[Work, ...]:
-    """Return the row of stages a job goes through under its plan."""
-    if not isinstance(job, TrainJob):
-        return (job.kind,)
-    row: list[Work] = ["measure"] if job.data.statistics else []
-    row.append("initialise")
-    row.extend("train" for _ in range(plan.rounds))
-    if plan.evaluators:
-        row.append("evaluate")
-    return (*row, "publish")
+def _search(state: State, event: RunEvent) -> Next:
+    match event:
+        case Restarted():
+            return replace(state, epoch=state.epoch + 1), [Search()]
+        case Swept():
+            return _end(replace(state, result=event.result), "finished", event.words)
+        case Broken():
+            return _fail(state, event)
+        case Cancelled():
+            return _cancelled(state, event)
+        case _:
+            return state, []
 
 
 def _planned(state: State, event: Planned) -> Next:
@@ -216,7 +231,7 @@ def _barred(state: State, event: Barred) -> Next:
     """Do without a site as if it had been lost, until it joins again; where all are waited for, end the run."""
     if state.phase != "running":
         return state, []
-    if _awaits(state, event.site):
+    if state.awaits(event.site):
         return _end(state, "failed", event.words, "Invalid")
     return _settle(replace(state, live=state.live - {event.site}))
 
@@ -259,22 +274,13 @@ def _fail(state: State, event: Broken) -> Next:
     return _end(state, "failed", event.words if told else f"{event.site}: {event.words}", event.error)
 
 
-def _awaits(state: State, site: str) -> bool:
-    """Tell whether this stage or a later one ends with no fewer than all of its sites, and waits for this one."""
-    assert state.plan is not None
-    if state.rule == "all" and site in state.silent:
-        return True
-    later = set(state.stages[state.position + 1 :])
-    return any(waits.rule(state.plan, work) == "all" and site in state.members_of(work) for work in later)
-
-
 def _settle(state: State) -> Next:
     """Merge when enough answers are in; otherwise keep waiting, also for those that the stage cannot do without."""
     if state.merging or not (state.arrived or state.spoiled):
         return state, []
     assert state.plan is not None
     members = state.members
-    if state.spoiled and not waits.dispensable(state.plan, state.work, len(members), _able(state)):
+    if state.spoiled and not waits.dispensable(state.plan, state.work, len(members), state.able):
         again = [AssignTo(site) for site in members if site in state.spoiled & state.live]
         return replace(state, spoiled=frozenset()), [*again]
     if len(state.arrived) < waits.needed(state.plan, state.work, state.sound - len(state.spoiled), state.lapsed):
@@ -282,13 +288,6 @@ def _settle(state: State) -> Next:
     # Sorted by plan order, so that what is merged never depends on who was first.
     answers = tuple(sorted(state.arrived, key=lambda answer: members.index(answer.site)))
     return replace(state, arrived=(), merging=answers), [Merge(answers)]
-
-
-def _able(state: State) -> int:
-    """Return how many members are here, or have answered, and were not rejected and have not failed."""
-    answered = {answer.site for answer in state.arrived}
-    without = state.spoiled | state.failed
-    return sum(site not in without and (site in state.live or site in answered) for site in state.members)
 
 
 def _merged(state: State, event: Merged) -> Next:
@@ -383,6 +382,10 @@ def _refused(state: State, event: Refused) -> Next:
     if state.work == "evaluate" and state.rule != "all" and not left.members and state.position + 1 < len(state.stages):
         return (left, []) if left.merging else _open(left)  # nobody is left to evaluate: it goes out without metrics
     return _end(state, "failed", words, "Denied")
+
+
+def _cancelled(state: State, event: Cancelled) -> Next:
+    return _end(state, "cancelled", event.words or f"cancelled by {event.user}")
 
 
 def _end(state: State, phase: Phase, words: str, error: str = "") -> Next:

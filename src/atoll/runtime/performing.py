@@ -17,8 +17,9 @@ from atoll.runtime.machine import AssignTo, Command, Dismiss, MakePlan, Merge, P
 from atoll.runtime.merging import merged
 from atoll.runtime.planning import BACK, ROLES, Planning, dataset_of
 from atoll.runtime.state import State, spent
+from atoll.runtime.trials import outdone
 from atoll.spec.document import digest
-from atoll.spec.event import Answer, Broken, Decided, Event, Planned, Published
+from atoll.spec.event import Answer, Broken, Decided, Event, Outdone, Planned, Published
 from atoll.spec.job import EvaluateJob, PredictJob, TrainJob
 from atoll.spec.message import Assign, Release, TaskName
 from atoll.spec.model import Lineage, Model, Signature, without_control
@@ -201,6 +202,9 @@ class Performer:
             already = self._models.of_run(state.run)
             if already is not None:
                 return [Published(run=state.run, model=already)]
+            if words := outdone(state, self._conductor.states):
+                self._conductor.record(Outdone(run=state.run, words=words))
+                return []
             version = self._models.next_version(name)
             self._may_leave(state, f"{name}@{version}")
             data, signature = _model_of(state, self._folders.of(state.run))

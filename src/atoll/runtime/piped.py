@@ -1,160 +1,257 @@
-"""A layout's ranks behind pipes: how orders reach them and replies come back, wherever the ranks are."""
+"""A layout's ranks behind pipes: how orders reach them and replies come back, and how a group goes on without one."""
 
+import contextlib
+import logging
 import os
 import selectors
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-from atoll.errors import Invalid, TaskFailed, Unavailable
+from atoll.errors import TaskFailed, Unavailable
 from atoll.runtime import faults
-from atoll.spec.document import parse_json
-from atoll.spec.message import Order, Reply
+from atoll.runtime.member import BEATS, GRACE, Member, OnStep, Rank, Talk
+from atoll.runtime.pacing import joined
+from atoll.spec.message import Form, Open, Order, Ready, Reply, Train
+from atoll.spec.plan import Layout
 
-GRACE = 3.0  # seconds a rank has to end by itself
+SILENCE = 2.0  # seconds without a sign of life that make a rank a lost one, unless its site says otherwise
 _TICK = 0.1  # seconds after which a silent group is looked at: is it to end, has a rank died
-_REPLY_LIMIT = 64 << 20  # bytes of one reply
-
-
-class Rank(Protocol):
-    """One rank: a pipe that takes its orders, one that gives its replies, and its life. Neither pipe blocks it."""
-
-    orders: int  # file descriptors, -1 once they are closed; the first does not block
-    replies: int
-    rest: bytes  # of a reply that is not whole yet
-
-    def ended(self) -> bool:
-        """Tell whether it is gone, though its pipe may be held open by something that user code started."""
-        ...
-
-    def died(self) -> Unavailable:
-        """Return what to say of a rank that ended though nobody wanted it to."""
-        ...
-
-    def end(self, deadline: float) -> None:
-        """Return when it is gone: by itself until ``deadline`` (`time.monotonic`), by force after it."""
-        ...
-
-
-@dataclass(slots=True)
-class _Talk:
-    """An order under way: what of it each rank has not been told yet, and what they have said."""
-
-    order: Order
-    timeout: float
-    on_step: Callable[[int], None] | None
-    deadline: float
-    unsent: dict[int, memoryview]
-    replies: dict[int, Reply] = field(default_factory=dict[int, Reply])
-    failed: str | None = None
-
-    def heard(self, rank: int, reply: Reply) -> None:
-        if reply.progress is not None:
-            if self.on_step is not None and rank == 0:
-                self.on_step(reply.progress)
-            return
-        self.replies[rank] = reply
-        if reply.failed is not None:
-            self.failed = self.failed or reply.failed
-            # Another rank waits for the one that failed, perhaps for ever.
-            self.deadline = min(self.deadline, time.monotonic() + GRACE)
-
-    def left(self) -> float:
-        """Return the seconds left; raise what it means that there are none."""
-        left = self.deadline - time.monotonic()
-        if left > 0:
-            return left
-        if self.failed is not None:
-            raise TaskFailed(self.failed)
-        raise Unavailable(f"worker: no reply to '{self.order.kind}' in {self.timeout:g} s; it was ended")
+_LOSSES = 4  # ranks that an order may lose: code that ends itself does so again
+log = logging.getLogger(__name__)
 
 
 class PipedGroup:
-    """One thread gives orders; any thread may close the group, which ends the order under way."""
+    """One thread gives orders; any thread may close the group, which ends the order under way.
 
-    def __init__(self, ranks: Sequence[Rank], meeting: Path) -> None:
-        """``meeting`` is a file that the ranks made to find each other."""
-        self._ranks, self._meeting = ranks, meeting
+    A rank that is lost while the group trains does not end it. Where every rank holds the whole model the others go on
+    at once, with its share of each batch; another takes its place as soon as it has read the examples (`again`). Where
+    each holds a part, they wait for that one, which finds the lost part in its place's mirror.
+    """
+
+    def __init__(
+        self,
+        ranks: Sequence[Rank],
+        meeting: Path,
+        silence: float = SILENCE,
+        again: Callable[[int], Rank] | None = None,
+    ) -> None:
+        """``meeting`` begins the names of files by which ranks find each other; ``again`` starts a rank for a place."""
+        self._ranks, self._meeting, self._silence, self._again = ranks, meeting, silence, again
         self._closed = threading.Event()
         self._at_order, self._at_end = threading.Lock(), threading.Lock()
+        self._members: list[Member] = []  # in the order of their ranks
+        self._coming: list[Member] = []  # they read the examples, and are in no group yet
+        self._gone: list[Rank] = []
+        self._generation, self._broken = 0, False  # broken: none can go on until those that come are ready
+        self._opened: Open | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its layout's ranks are at work."""
+        return not self._members or len(self._members) == len(self._ranks)
+
+    def rest(self) -> None:
+        """Hold nothing for it."""
 
     def lines(self, order: Order) -> bytes:
         """Return an order as each rank is told it."""
         return order.model_dump_json().encode() + b"\n"
 
-    def order(self, order: Order, timeout: float, on_step: Callable[[int], None] | None = None) -> Reply:
-        line = memoryview(self.lines(order))
-        unsent = dict.fromkeys(range(len(self._ranks)), line)
-        talk = _Talk(order, timeout, on_step, time.monotonic() + timeout, unsent)
+    def order(self, order: Order, timeout: float, on_step: OnStep | None = None) -> Reply:
+        talk = Talk(order, timeout, on_step, time.monotonic() + timeout)
         with self._at_order:
             try:
+                if not self._members:
+                    self._members = [Member(place, rank) for place, rank in enumerate(self._ranks)]
+                    self._form(abort=False)
+                lines = self.lines(order)
+                for member in self._members:
+                    member.tell(lines, replies=1)
+                if isinstance(order, Open):
+                    self._opened = order
                 self._converse(talk)
             finally:
                 if self._closed.is_set():
                     self._let_go()
         if talk.failed is not None:
             raise TaskFailed(talk.failed)
-        return talk.replies[0]
+        first, *_ = self._members
+        assert first.reply is not None, "all have answered"
+        return first.reply.model_copy(update={"pace": joined(one.pace for one in self._members)})
 
-    def _converse(self, talk: _Talk) -> None:
+    def _form(self, abort: bool, leavers: Sequence[Member] = ()) -> None:
+        """Begin a generation of the members that there are, without the ``leavers``."""
+        self._generation += 1
+        meeting = str(self._meeting.with_name(f"{self._meeting.name}-{self._generation}"))
+        beat = self._silence / BEATS
+        formed = Form(generation=self._generation, rank=0, ranks=0, meeting=meeting, abort=abort, beat=beat)
+        for rank, member in enumerate(self._members):
+            member.reply, member.pace, member.awaited = None, None, 0
+            told = formed.model_copy(update={"rank": rank, "ranks": len(self._members)})
+            member.tell(told.model_dump_json().encode() + b"\n", replies=0)
+        for member in leavers:
+            member.tell(formed.model_dump_json().encode() + b"\n", replies=0)
+            with contextlib.suppress(Unavailable):  # it went by itself
+                member.send()
+
+    def _converse(self, talk: Talk) -> None:
         """Carry the order to the ranks and their words back, until all have ended it or it is clear that not all will.
 
         Neither way blocks: a rank that was stopped reads nothing, and a long order is more than a pipe holds.
         """
         with selectors.DefaultSelector() as selector:
-            if not self._closed.is_set():
-                for number, rank in enumerate(self._ranks):
-                    selector.register(rank.orders, selectors.EVENT_WRITE, number)
-                    selector.register(rank.replies, selectors.EVENT_READ, number)
-            while len(talk.replies) < len(self._ranks):
+            told = False
+            while self._broken or not all(member.reply is not None for member in self._members):
                 if self._closed.is_set():
                     raise Unavailable("worker: its group was ended; the run is over or starts another")
+                self._watch(selector)
                 ready = selector.select(min(talk.left(), _TICK))
                 for key, events in ready:
-                    if events & selectors.EVENT_READ:
-                        self._listen(key.data, talk)
-                    elif self._tell(key.data, talk):
-                        selector.unregister(key.fileobj)
-                        if not any(talk.unsent.values()):
-                            faults.reached("site", "ordered", talk.order.kind)
-                if not ready:
-                    self._check_alive(selector)
+                    self._attend(key.data, events, talk)
+                if not told and not any(member.unsent for member in self._members):
+                    told = True
+                    faults.reached("site", "ordered", talk.order.kind)
+                for member in (*self._members, *self._coming):
+                    if member.rank.ended() and not selector.select(0):
+                        # Its pipe is held open by something that user code started.
+                        self._lose(member, member.rank.died(), talk)
+                    elif member.silent(self._silence):
+                        member.rank.kill()
+                        self._lose(member, Unavailable(f"worker: a rank was silent for {self._silence:g} s"), talk)
+                if talk.broken is not None and not self._broken and time.monotonic() - talk.broken > self._silence:
+                    self._go_on(Unavailable("worker: ranks lost each other, and all of them live"), talk)
 
-    def _listen(self, number: int, talk: _Talk) -> None:
-        for reply in self._read(self._ranks[number]):
-            talk.heard(number, reply)
+    def _watch(self, selector: selectors.BaseSelector) -> None:
+        """Have the selector look at what may happen next."""
+        wanted: dict[int, tuple[int, Member]] = {}
+        for member in (*self._members, *self._coming):
+            wanted[member.rank.replies] = selectors.EVENT_READ, member
+            if member.unsent:
+                wanted[member.rank.orders] = selectors.EVENT_WRITE, member
+        for number, key in list(selector.get_map().items()):
+            if number not in wanted or wanted[number][1] is not key.data:
+                selector.unregister(number)
+        for number, (events, member) in wanted.items():
+            if number not in selector.get_map():
+                selector.register(number, events, member)
 
-    def _tell(self, number: int, talk: _Talk) -> bool:
-        """Write what the rank's pipe takes of the order; return whether that was the last of it."""
-        rest, rank = talk.unsent[number], self._ranks[number]
+    def _attend(self, member: Member, events: int, talk: Talk) -> None:
+        if member not in self._members and member not in self._coming:
+            return  # it was lost a moment ago
         try:
-            talk.unsent[number] = rest[os.write(rank.orders, rest) :]
-        except BlockingIOError:
-            return False
-        except OSError:
-            raise rank.died() from None
-        return not talk.unsent[number]
+            if events & selectors.EVENT_WRITE:
+                member.send()
+                return
+            heard = member.hear()
+        except Unavailable as error:
+            self._lose(member, error, talk)
+            return
+        for reply in heard:
+            self._heed(member, reply, talk)
 
-    def _read(self, rank: Rank) -> list[Reply]:
-        data = os.read(rank.replies, 1 << 16)
-        if not data:
-            raise rank.died()
-        *lines, rank.rest = (rank.rest + data).split(b"\n")
-        if len(rank.rest) > _REPLY_LIMIT:
-            raise TaskFailed(f"worker: a reply of over {_REPLY_LIMIT} bytes; return fewer metrics")
+    def _heed(self, member: Member, reply: Reply, talk: Talk) -> None:
+        inside = member in self._members
+        if reply.sign == "leaving":
+            self._replace(member, talk)
+        if reply.sign == "broken" and reply.generation == self._generation:
+            talk.broken = talk.broken or time.monotonic()  # a loss is seen in a moment, or a connection broke by itself
+        if reply.sign is not None or reply.generation != (self._generation if inside else 0):
+            return
+        if reply.progress is not None:
+            member.pace = reply.pace
+            if talk.on_step is not None and member is self._members[0]:
+                talk.on_step(reply.progress, joined(one.pace for one in self._members))
+            return
+        member.awaited -= 1
+        if inside:
+            self._answered(member, reply, talk)
+        elif reply.failed is not None:
+            self._give_up(member)
+        elif member.awaited <= 0:
+            member.ready = True
+            self._meet(talk, abort=False)
+
+    def _answered(self, member: Member, reply: Reply, talk: Talk) -> None:
+        """Take a word on the order, or on one before it that only opened the dataset."""
+        if reply.failed is not None:
+            talk.fail(reply.failed)
+        elif member.awaited > 0:
+            return
+        member.reply, member.pace = reply, reply.pace
+
+    def _lose(self, member: Member, error: Unavailable, talk: Talk) -> None:
+        """Go on without a rank, or with another in its place. Raises the error where neither can be."""
+        if member in self._coming:
+            self._give_up(member)
+        else:
+            self._replace(member, talk)
+            self._members.remove(member)
+            self._gone.append(member.rank)
+        self._go_on(error, talk)
+
+    def _go_on(self, error: Unavailable, talk: Talk) -> None:
+        talk.losses, talk.broken = talk.losses + 1, None
+        layout = self._opened.layout if self._opened is not None else None
+        lasting = bool(self._members) and (layout is None or layout.plain or len(self._members) == len(self._ranks))
+        hopeless = not isinstance(talk.order, Train) or talk.failed is not None or talk.losses > _LOSSES
+        if hopeless or not (lasting or self._coming):
+            raise error
+        log.warning("%s; %s", error, "the others go on" if lasting else "another takes its place")
+        self._broken = not lasting
+        self._meet(talk, abort=True)
+
+    def _replace(self, member: Member, talk: Talk) -> None:
+        """Start a rank that is to have a member's place, once it can be had."""
+        if self._again is None or self._opened is None or not isinstance(talk.order, Train):
+            return
+        if any(one.place == member.place for one in self._coming):
+            return
         try:
-            return [parse_json(Reply, line, "worker") for line in lines]
-        except Invalid:  # whose words quote what came, and that is user code's to choose
-            raise TaskFailed("worker: its reply is not a reply; the task must not write to the worker's pipe") from None
+            other = Member(member.place, self._again(member.place))
+        except Unavailable as error:
+            log.warning("no rank takes the place of the one that is lost: %s", error)
+            return
+        self._coming.append(other)
+        opened = self._opened.model_copy(update={"layout": None})
+        other.tell(self.lines(opened) + self.lines(Ready()), replies=2)
 
-    def _check_alive(self, selector: selectors.BaseSelector) -> None:
-        """Find a dead rank whose pipe is held open by something that user code started."""
-        dead = [rank for rank in self._ranks if rank.ended()]
-        if dead and not selector.select(0):
-            raise dead[0].died()
+    def _give_up(self, member: Member) -> None:
+        self._coming.remove(member)
+        self._gone.append(member.rank)
+
+    def _meet(self, talk: Talk, abort: bool) -> None:
+        """Begin a new generation, if it can be begun now: with all that are ready, or without those that are not."""
+        if self._broken and not all(one.ready for one in self._coming):
+            return
+        ready = [one for one in self._coming if one.ready]
+        if not abort and not ready:
+            return
+        places = {one.place for one in ready}
+        leavers = [one for one in self._members if one.place in places]  # they had notice
+        self._gone += [one.rank for one in leavers]
+        self._members = sorted([*ready, *(o for o in self._members if o not in leavers)], key=lambda one: one.place)
+        self._coming = [one for one in self._coming if not one.ready]
+        self._form(abort or self._broken, leavers)
+        self._broken, talk.broken = False, None
+        lines = self.lines(self._laid_out()) + self.lines(self._shared(talk.order))
+        for member in self._members:
+            member.tell(lines, replies=2)
+
+    def _laid_out(self) -> Open:
+        """Return the order that opens the dataset, for as many ranks as there are."""
+        assert self._opened is not None, "who trains has a dataset open"
+        layout = self._opened.layout
+        if len(self._members) == len(self._ranks) or layout is None:
+            return self._opened
+        return self._opened.model_copy(update={"layout": Layout(data=len(self._members))})
+
+    def _shared(self, order: Order) -> Order:
+        """Return the order for as many ranks as there are: the shares that it tells are of the whole layout's."""
+        if isinstance(order, Train) and len(self._members) < len(self._ranks):
+            return order.model_copy(update={"shares": ()})
+        return order
 
     def close(self) -> None:
         self._closed.set()
@@ -165,18 +262,25 @@ class PipedGroup:
                 self._let_go(replies=False)  # a worker ends when nobody can give it orders any more
             with self._at_end:
                 deadline = time.monotonic() + GRACE
-                for rank in self._ranks:
+                for rank in self._all():
                     rank.end(deadline)
             if free:
                 self._let_go()
         finally:
             if free:
                 self._at_order.release()
-        self._meeting.unlink(missing_ok=True)
+        for path in self._meeting.parent.glob(f"{self._meeting.name}*"):
+            path.unlink(missing_ok=True)
+
+    def _all(self) -> list[Rank]:
+        return [*self._ranks, *(rank for rank in self._others() if rank not in self._ranks)]
+
+    def _others(self) -> list[Rank]:
+        return [*(one.rank for one in (*self._members, *self._coming)), *self._gone]
 
     def _let_go(self, replies: bool = True) -> None:
         """Close the pipes, once. Only who is at an order may: their numbers can be another file's at once."""
-        for rank in self._ranks:
+        for rank in self._all():
             if rank.orders >= 0:
                 os.close(rank.orders)
                 rank.orders = -1

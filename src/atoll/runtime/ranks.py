@@ -2,17 +2,19 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from atoll.errors import TaskFailed, Unavailable
 from atoll.runtime.executor import Group
 from atoll.runtime.incoming import Incoming
+from atoll.runtime.member import OnStep
 from atoll.runtime.place import Place
 from atoll.runtime.reports import Reports
 from atoll.spec.compute import Compute
 from atoll.spec.job import PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Ahead, Assign, Open, Order, Reply
+from atoll.spec.pace import Pace
 
 _ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died
 _SETUP = 180.0  # seconds a group has to import torch and open a dataset
@@ -45,21 +47,22 @@ class Ranks:
         self._place.check_ranks(a)
         self.join()
         self._ahead = None
-        if self._group is not None and self._key != _key(a):
-            self._drop()  # the probe's: the plan has another layout than was tried
+        if self._group is not None and (self._key != _key(a) or not self._group.whole):
+            self._drop()  # the probe's, when the plan has another layout than was tried, or one that has lost a rank
         for attempt in range(_ATTEMPTS):
             opened = self._opened(a)
             try:
                 group = self._started(a)
                 self._give(a, group, opened, _SETUP)
                 patience = a.sync.wait.patience
-                return self._give(
-                    a, group, order, patience, lambda step: self._reports.progress(a, "training", step, steps)
-                )
+                return self._give(a, group, order, patience, partial(self._told, a, steps))
             except Unavailable:
                 if self._over.is_set() or attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
+
+    def _told(self, a: Assign, steps: int, step: int, pace: Pace | None) -> None:
+        self._reports.progress(a, "training", step, steps, pace)
 
     def ahead(self, a: Assign, order: Ahead) -> None:
         """Have the workers begin the round after ``a``'s, for which an order is to come. Returns at once.
@@ -139,9 +142,7 @@ class Ranks:
             group = self._group = self._place.groups.take(self._key, a.layout)
         return group
 
-    def _give(
-        self, a: Assign, group: Group, order: Order, timeout: float, on_step: Callable[[int], None] | None = None
-    ) -> Reply:
+    def _give(self, a: Assign, group: Group, order: Order, timeout: float, on_step: OnStep | None = None) -> Reply:
         """Have the group do an order. Busy is only who is at one: whoever answered last stays warm for the next run.
 
         A group that is of no more use is dropped while it still counts as busy, or the next run would be given it.

@@ -126,7 +126,7 @@ class Group:
         for rank in range(ranks):
             strategy = PlacementGroupSchedulingStrategy(self._room, placement_group_bundle_index=rank)
             seat = actor.options(scheduling_strategy=strategy).remote()
-            berth = Berth(**self._asked["berth"], rank=rank, ranks=ranks, address=addresses[at[rank]] if many else "")
+            berth = Berth(**self._asked["berth"], rank=rank, address=addresses[at[rank]] if many else "")
             started.append(seat.start.remote(berth, self._asked["fault"] if rank == 0 else {}))
             self._seats.append(seat)
         ray.get(started, timeout=_PLACED)

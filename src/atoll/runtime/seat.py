@@ -22,7 +22,7 @@ import atoll
 from atoll.errors import Corrupt, Unavailable
 from atoll.runtime import local
 from atoll.runtime.bundle import laid_out, write_bundle
-from atoll.runtime.piped import GRACE
+from atoll.runtime.member import GRACE
 from atoll.spec.document import Digest, Document, parse_json
 from atoll.spec.message import Open
 from atoll.spec.model import Bundle
@@ -48,9 +48,7 @@ class Berth:
     """Which rank it is, and where the agent wants its files."""
 
     rank: int
-    ranks: int
     folder: str
-    meeting: str
     mark: str  # a file in `folder` that the agent made: a node that does not see it has another folder of this name
     version: str  # of Atoll
     address: str  # the node's, where the ranks are on several; else ""
@@ -82,7 +80,7 @@ class Seat:
             more["GLOO_SOCKET_IFNAME"] = interface(berth.address)
         log = folder / f"worker-{berth.rank}.log"
         try:
-            self._process = local.start(berth.rank, berth.ranks, Path(berth.meeting), log, more)
+            self._process = local.start((), log, more)
         except OSError as error:
             raise Unavailable(f"{here}: no worker can be started ({error}); free memory or processes") from None
 

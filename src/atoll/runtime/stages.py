@@ -20,10 +20,12 @@ from atoll.data.statistics import column_sums
 from atoll.errors import Denied, Invalid, TaskFailed
 from atoll.outer.wire import recalls
 from atoll.runtime import faults, personal
+from atoll.runtime.balances import Balances
 from atoll.runtime.disk import file_crc, mapped
 from atoll.runtime.incoming import Incoming
 from atoll.runtime.kept import Kept, RunFolder
 from atoll.runtime.outgoing import content, encode_with_feedback, outgoing, outgoing_kept, span
+from atoll.runtime.pacing import fitting, rebalanced, told
 from atoll.runtime.place import Place
 from atoll.runtime.ranks import Ranks
 from atoll.runtime.reports import Reports
@@ -33,6 +35,7 @@ from atoll.spec.fleet import Dataset
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Assign, Done, Parcel
 from atoll.spec.model import Signature, elements, without_control
+from atoll.spec.pace import Pace
 from atoll.spec.policy import CrossingKind, Request
 
 _NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
@@ -44,7 +47,7 @@ class Stages:
 
     def __init__(self, place: Place, folder: RunFolder, incoming: Incoming, ranks: Ranks, reports: Reports) -> None:
         self._place, self._folder, self._incoming = place, folder, incoming
-        self._ranks, self._reports = ranks, reports
+        self._ranks, self._reports, self._balances = ranks, reports, Balances(folder.path)
 
     def do(self, a: Assign) -> None:
         """Do one assignment. Returning means that the hub has its answer."""
@@ -56,7 +59,9 @@ class Stages:
         An owner who lets no metric out lets no profile out: the hub is told that there is none, and plans without us.
         """
         assert isinstance(a.job, TrainJob)
-        reply = self._ranks.order(a, orders.Probe(seed=a.job.seed, batch=a.job.batch, optimiser=a.job.optimiser))
+        memory = min((one.memory_bytes for node in self._place.site.nodes for one in node.devices), default=None)
+        order = orders.Probe(seed=a.job.seed, batch=a.job.batch, optimiser=a.job.optimiser, memory=memory)
+        reply = self._ranks.order(a, order)
         if reply.profile is None:
             raise TaskFailed("the probe measured nothing; the task must not answer for its worker")
         try:
@@ -110,7 +115,14 @@ class Stages:
             size=last - first,
             content=content(kept.token, wire),
             wire=kinds,
-            answer=self._answer(a, examples=kept.examples, steps=kept.steps, loss=kept.loss, seconds=kept.seconds),
+            answer=self._answer(
+                a,
+                examples=kept.examples,
+                steps=kept.steps,
+                loss=kept.loss,
+                seconds=kept.seconds,
+                pace=kept.pace if self._reports.may_tell_paces(a) else None,
+            ),
         )
         frames, size = outgoing_kept(self._folder, a, kept)
         request = self._place.crossing(a, "update", out=True, size=size, wire=kinds, rows=kept.examples)
@@ -141,6 +153,7 @@ class Stages:
         }
         order = self._round(a).model_copy(update=here)
         self._reports.progress(a, "training", 0, a.steps)
+        self._reports.balance = self._balances.of(a.position)
         began = time.monotonic()
         reply = self._ranks.order(a, order, a.steps)
         seconds = time.monotonic() - began
@@ -158,11 +171,25 @@ class Stages:
         residual = encode_with_feedback(self._folder, a) if recalls(a.sync.wire) else None
         control = file_crc(control_out) if control_out else None
         local = file_crc(local_out) if local_out else None
-        kept = Kept(a.weights, reply.examples, reply.loss, seconds, state, base, residual, control, local, steps)
+        pace = self._paced(a, reply.pace)
+        kept = Kept(a.weights, reply.examples, reply.loss, seconds, state, base, residual, control, local, steps, pace)
         faults.reached("site", "encoded", "train")
         self._folder.keep(a.position, kept)
         faults.reached("site", "marked", "train")
         return kept
+
+    def _paced(self, a: Assign, pace: Pace | None) -> dict[str, Any] | None:
+        """Write down how the next round's batches are cut; return what is told of this one's pace."""
+        assert isinstance(a.job, TrainJob)
+        before = self._balances.of(a.position)
+        after = rebalanced(before, a.layout, a.job.batch, pace)
+        if a.job.compute.shares == "even":
+            after = after.model_copy(update={"shares": ()})
+        self._balances.keep(a.position + 1, after)
+        if after.straggler not in ("", before.straggler):
+            log.warning("run %s: %s", a.run, after.straggler)
+        left = told(pace, after)
+        return left.model_dump() if left is not None else None
 
     def _round(self, a: Assign) -> orders.Train:
         """Return the round's order without what there is of it only when its weights are here.
@@ -188,6 +215,7 @@ class Stages:
             place=a.place,
             places=a.places,
             batch=a.job.batch,
+            shares=fitting(self._balances.of(a.position), a.layout, a.job.batch),
             optimiser=a.job.optimiser,
             sync=a.sync,
         )

@@ -6,9 +6,10 @@ from typing import Literal
 from atoll.runtime import waits
 from atoll.spec.event import Answer, Broken, Result, Work
 from atoll.spec.fleet import Fleet
-from atoll.spec.job import Job
+from atoll.spec.job import Job, TrainJob
 from atoll.spec.model import Moments, Signature
 from atoll.spec.plan import Plan
+from atoll.spec.sweep import Sweep, Trial
 
 Phase = Literal["planning", "running", "finished", "failed", "cancelled"]
 
@@ -22,6 +23,7 @@ class State:
     user: str
     code: str | None = None
     holders: tuple[str, ...] = ()  # sites that had the dataset when the job was submitted: its plan waits for them
+    trial: Trial | None = None  # of a sweep
     phase: Phase = "planning"
     plan: Plan | None = None
     fleet: Fleet = field(default_factory=Fleet)  # the plan's sites as they were when it was made
@@ -50,11 +52,17 @@ class State:
     result: Result = field(default_factory=Result)
     words: str = ""
     error: str = ""
+    pruned: bool = False  # a trial that was cancelled because others did better
 
     @property
     def work(self) -> Work | None:
         """The current stage's work, while there is one."""
-        return self.stages[self.position] if self.phase == "running" else None
+        return self.stages[self.position] if self.phase == "running" and self.stages else None
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """What is searched, where the run is a sweep: it has no plan and no stages, its trials have."""
+        return self.job.sweep if isinstance(self.job, TrainJob) else None
 
     @property
     def over(self) -> bool:
@@ -105,9 +113,36 @@ class State:
         return tuple(site for site in self.members if site not in answered)
 
     @property
+    def able(self) -> int:
+        """How many members are here, or have answered, and were not rejected and have not failed."""
+        answered = {answer.site for answer in self.arrived}
+        without = self.spoiled | self.failed
+        return sum(site not in without and (site in self.live or site in answered) for site in self.members)
+
+    def awaits(self, site: str) -> bool:
+        """Tell whether this stage or a later one ends with no fewer than all of its sites, and waits for this one."""
+        assert self.plan is not None
+        if self.rule == "all" and site in self.silent:
+            return True
+        later = set(self.stages[self.position + 1 :])
+        return any(waits.rule(self.plan, work) == "all" and site in self.members_of(work) for work in later)
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """The sites to name in a result when this stage goes on: silent now, or in an earlier stage with a result."""
         return tuple(dict.fromkeys((*self.result.missing, *self.silent)))
+
+
+def stages(job: Job, plan: Plan) -> tuple[Work, ...]:
+    """Return the row of stages a job goes through under its plan."""
+    if not isinstance(job, TrainJob):
+        return (job.kind,)
+    row: list[Work] = ["measure"] if job.data.statistics else []
+    row.append("initialise")
+    row.extend("train" for _ in range(plan.rounds))
+    if plan.evaluators:
+        row.append("evaluate")
+    return (*row, "publish")
 
 
 def spooled(answer: Answer) -> tuple[int, str]:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -12,7 +12,19 @@ from pydantic import JsonValue
 from atoll.journal import Entry, Journal
 from atoll.runtime.state import State
 from atoll.spec.document import Document
-from atoll.spec.event import Cancelled, Crossed, Decided, Event, Joined, Published, Submitted
+from atoll.spec.event import (
+    Answered,
+    Cancelled,
+    Crossed,
+    Decided,
+    Event,
+    Joined,
+    Outdone,
+    Pruned,
+    Published,
+    Submitted,
+)
+from atoll.spec.pace import Pace
 from atoll.spec.run import RunState, RunView, SiteProgress, Traffic
 
 Sums = dict[tuple[str, str, str], tuple[int, int, int]]  # site, direction, kind -> crossings, their bytes, refusals
@@ -36,6 +48,7 @@ class _Clock:
     last: float
     bytes_up: int = 0
     bytes_down: int = 0
+    paces: dict[str, Pace] = field(default_factory=dict[str, Pace])  # of each site's newest round
 
 
 class Views:
@@ -63,9 +76,11 @@ class Views:
                     clock.bytes_up += event.crossing.bytes
                 else:
                     clock.bytes_down += event.crossing.bytes
+            case Answered():
+                clock.paces |= {one.site: one.pace for one in event.answers if one.pace is not None}
             case Decided():
                 self.decided.setdefault(run, []).append(str(event.decision))
-            case Published() | Cancelled():
+            case Published() | Cancelled() | Pruned() | Outdone():
                 self.decided.pop(run, None)
             case _:
                 pass
@@ -114,6 +129,7 @@ class Views:
             loss=state.losses[-1] if state.losses else None,
             losses=state.losses,
             sites=progress,
+            paces={site: one for site, one in clock.paces.items() if site not in progress or not progress[site].pace},
             bytes_up=clock.bytes_up,
             bytes_down=clock.bytes_down,
             started=clock.started,
@@ -122,6 +138,7 @@ class Views:
             error=state.error,
             plan=state.plan,
             result=state.result if state.phase == "finished" else None,
+            trial=state.trial,
         )
 
 

@@ -1,20 +1,22 @@
 """A worker process: one rank, the only place at a site where user code runs. It has no channel, no key, no journal.
 
-    python -m atoll.runtime.worker RANK RANKS MEETING REPLY_FD
+    python -m atoll.runtime.worker REPLY_FD [MIRROR_FD MIRROR_FD]
 
 Orders come as JSON lines on stdin, replies leave as JSON lines on the given pipe; tensors lie in files whose paths the
 agent chose. When stdin ends the agent is gone and so is this process, in the middle of a step if need be.
+
+Which rank it is it hears from a `Form`, again and again: when a peer is lost, or comes back, the group meets anew and
+the order under way is given once more. A rank that was at it carries over what it has of it.
 """
 
-import itertools
 import os
 import queue
-import resource
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -27,45 +29,51 @@ from atoll.data.batches import batch, split
 from atoll.data.catalogue import read_table
 from atoll.data.statistics import column_sums, pool
 from atoll.errors import AtollError, TaskFailed
+from atoll.inner import probe
 from atoll.inner.learner import Learner, Work, make_learner
 from atoll.inner.made import count, make_examples
-from atoll.inner.mesh import Mesh, join, laid_out
+from atoll.inner.memory import Memory
+from atoll.inner.mesh import LINKS, Mesh, broken, join, laid_out, leave
+from atoll.inner.mirror import Mirror
+from atoll.inner.pace import Meter
 from atoll.inner.personal import chosen, shared, shared_part
 from atoll.inner.task import Doing, load_task, require, task_failure
 from atoll.inner.vector import load_vector, save_vector
 from atoll.outer.metrics import totals
 from atoll.runtime import faults
-from atoll.spec.fleet import Profile
 from atoll.spec.message import (
     ORDER,
     WORDS_LIMIT,
     Ahead,
     Evaluate,
+    Form,
     Initialise,
     Open,
     Order,
     Predict,
     Probe,
+    Ready,
     Reply,
     Train,
 )
-from atoll.spec.model import Moments, elements, without_control
+from atoll.spec.model import Moments, without_control
 from atoll.spec.task import Arrays, Rows
 
+_FORM = b'{"kind":"form"'
 _PROGRESS = 0.25  # seconds between two progress replies
-_PROBE_STEPS = 3
 
 
 class Workspace:
     """What an `Open` order leaves behind: the task, its rows, and its examples and model once somebody needs them."""
 
     def __init__(self, order: Open, mesh: Mesh) -> None:
-        self.order, self.mesh = order, mesh if order.layout is None else laid_out(mesh, order.layout)
+        self.order, self.met, self.mesh = order, mesh, _laid(mesh, order)
         self.bundle = Path(order.bundle)
         self.task = load_task(self.bundle, order.task, pretrained=order.pretrained)
         self.table = read_table(Path(order.path), order.format)
         self.train_rows, self.heldout_rows = split(self.table.num_rows, order.data.holdout, order.seed)
         self.ahead: Work | None = None  # a round that was begun before its order came
+        self.live: Work | None = None  # the round under way, or that lost its group
         self._examples: dict[bool | None, Arrays] = {}
         self._learner: Learner | None = None
 
@@ -76,6 +84,15 @@ class Workspace:
             taken = Rows(self.table.take(rows), self._statistics(), asked=heldout is None)
             self._examples[heldout] = make_examples(self.task, taken, self.order.seed)
         return self._examples[heldout]
+
+    def meet(self, order: Open, mesh: Mesh) -> None:
+        """Have other peers, under another layout perhaps; rows and examples stay."""
+        self.order, self.met, self.mesh = order, mesh, _laid(mesh, order)
+        self.ahead = self._learner = None
+
+    def opened_by(self, order: Open) -> bool:
+        """Tell whether this is what the order opens, whatever the layout."""
+        return self.order.model_copy(update={"layout": None}) == order.model_copy(update={"layout": None})
 
     def _statistics(self) -> Mapping[str, Moments]:
         """Return the pooled statistics; before they are pooled (a probe) this site's own stand in for them."""
@@ -103,11 +120,14 @@ class Workspace:
         """Return what gives this rank's share of a round's batches, from a step of it on."""
 
         def batches(first: int) -> Iterator[Arrays]:
-            return self.batches(order.seed, (order.done + first) * order.batch, order.batch, order.steps - first)
+            position = (order.done + first) * order.batch
+            return self.batches(order.seed, position, order.batch, order.steps - first, order.shares or None)
 
         return batches
 
-    def batches(self, seed: int, position: int, size: int, steps: int) -> Iterator[Arrays]:
+    def batches(
+        self, seed: int, position: int, size: int, steps: int, shares: tuple[int, ...] | None = None
+    ) -> Iterator[Arrays]:
         """Yield this rank's share of ``steps`` batches from ``position`` (examples seen before) on."""
         examples = self.examples(False)
         rows = count(examples)
@@ -115,54 +135,130 @@ class Workspace:
         if size < mesh.shares:
             raise TaskFailed(f"batch: {size} examples cannot be shared by {mesh.shares} ranks; raise batch")
         for number in range(steps):
-            share = batch(seed, rows, position + number * size, size, mesh.share, mesh.shares)
+            share = batch(seed, rows, position + number * size, size, mesh.share, mesh.shares, shares)
             yield {name: array[share] for name, array in examples.items()}
 
 
+def _laid(met: Mesh, order: Open) -> Mesh:
+    return met if order.layout is None else laid_out(met, order.layout)
+
+
 class Worker:
-    """One rank: folds orders into replies."""
+    """One process: folds orders into replies."""
 
-    def __init__(self, rank: int, ranks: int, meeting: Path, replies: int) -> None:
-        self._rank, self._ranks, self._meeting = rank, ranks, meeting
-        self._pipe = os.fdopen(replies, "wb", buffering=0)
-        self._mesh: Mesh | None = None
+    def __init__(self, replies: int, mirror: Sequence[int]) -> None:
+        self._pipe, self._telling = os.fdopen(replies, "wb", buffering=0), threading.Lock()
+        self._mesh, self._generation = Mesh(), 0
+        self._coming = self._broken = 0  # the newest generation that was announced, and the newest after a loss
         self._space: Workspace | None = None
+        self._memory = Memory(Mirror(mirror), leaving=lambda: self._coming > self._generation)
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._said = 0.0
+        self._busy = threading.Event()
 
-    def run(self, orders: "queue.SimpleQueue[bytes]") -> None:
+    def run(self, stream: IO[bytes]) -> None:
         torch.set_num_threads(1)
-        self._mesh = join(self._rank, self._ranks, self._meeting)
+        threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
+        signal.signal(signal.SIGTERM, self._leave)
         while True:
-            self._reply(self._answer(orders.get()))
+            self._busy.clear()
+            line = self._lines.get()
+            self._busy.set()
+            order = ORDER.validate_json(line)
+            if isinstance(order, Form):
+                self._form(order)
+                continue
+            reply = self._answer(order)
+            if reply is not None:
+                self._reply(reply)
+
+    def _listen(self, stream: IO[bytes]) -> None:
+        """Take lines as they come, in a thread of its own: the main one may stand in a sum that never comes."""
+        beating = False
+        for line in stream:
+            if line.startswith(_FORM):
+                form = Form.model_validate_json(line)
+                self._coming = form.generation
+                if form.abort:
+                    self._broken = form.generation
+                    LINKS.sever()
+                if not beating:
+                    beating = True
+                    threading.Thread(target=self._beat, args=(form.beat,), daemon=True).start()
+            self._lines.put(line)
+        os._exit(0)  # the agent closed our stdin or died: nobody wants the rest of this step
+
+    def _beat(self, seconds: float) -> None:
+        while self._busy.wait():
+            self._reply(Reply(sign="alive"))
+            time.sleep(seconds)
+
+    def _leave(self, *_: object) -> None:
+        """Hear a notice that this machine is to go (SIGTERM): another takes its place, and then stdin ends."""
+        threading.Thread(target=self._reply, args=(Reply(sign="leaving"),), daemon=True).start()
+
+    def _form(self, form: Form) -> None:
+        """Meet the others. Whoever is lost meanwhile makes another generation, whose `Form` is on its way."""
+        space = self._space
+        if space is not None and space.live is not None and self._mesh.device is None:
+            self._memory.carried = space.live.carried()
+        if space is not None:
+            space.live = None
+        leave()
+        if not form.ranks:
+            os._exit(0)
+        self._generation = form.generation
+        try:
+            self._mesh = join(form.rank, form.ranks, Path(form.meeting), lambda: self._broken > form.generation)
+        except (RuntimeError, OSError) as error:
+            self._mesh = Mesh(form.rank, form.ranks)
+            self._lost(error)
+
+    def _lost(self, error: BaseException) -> None:
+        """Tell that peers are lost, and break with those that are left, who may not have noticed."""
+        LINKS.sever()
+        print(f"generation {self._generation}: {error}", file=sys.stderr)
+        self._reply(Reply(sign="broken"))
 
     def _reply(self, reply: Reply) -> None:
-        rest = memoryview(reply.model_dump_json().encode() + b"\n")
-        while rest:
-            rest = rest[self._pipe.write(rest) :]
+        reply = reply.model_copy(update={"generation": self._generation})
+        rest = memoryview(reply.model_dump_json(exclude_defaults=True).encode() + b"\n")
+        with self._telling:
+            while rest:
+                rest = rest[self._pipe.write(rest) :]
 
-    def _answer(self, line: bytes) -> Reply:
-        """Do one order. Whatever the user's code raises becomes a sentence; the process stays fit for the next."""
-        order: Order = ORDER.validate_json(line)
+    def _answer(self, order: Order) -> Reply | None:
+        """Do one order; None when it is given again to other peers.
+
+        Whatever the user's code raises becomes a sentence; the process stays fit for the next.
+        """
         try:
             return self._do(order)
         except AtollError as error:
             words = str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; the log keeps it all
+            if self._mesh.ranks > 1 and broken(error):
+                self._lost(error)
+                return None
             traceback.print_exc()
             bundle = self._space.bundle if self._space else Path()
             # What user code raises may quote a row, and this sentence travels: the hub learns only what and where.
             words = str(task_failure(error, bundle, order.kind, quoted=False))
         return Reply(failed=words if len(words) <= WORDS_LIMIT else words[: WORDS_LIMIT - 3] + "...")
 
-    def _do(self, order: Order) -> Reply:
+    def _do(self, order: Order) -> Reply | None:
         if isinstance(order, Open):
-            if self._space is None or self._space.order != order:
-                assert self._mesh is not None
+            if self._space is None or not self._space.opened_by(order):
                 self._space = None  # what the last one took must not be held while the new one is read
                 self._space = Workspace(order, self._mesh)
+            elif self._space.order != order or self._space.met is not self._mesh:
+                self._space.meet(order, self._mesh)
             return Reply(rows=self._space.table.num_rows)
         if self._space is None:
             raise TaskFailed("worker: an order came before any dataset was opened")
+        if isinstance(order, Ready):
+            self._space.examples(False)
+            return Reply()
         if not isinstance(order, Train):
             self._space.ahead = None
         do, doing = _DO[type(order)]
@@ -173,23 +269,15 @@ class Worker:
         learner = space.build(order.seed)
         personal = chosen(learner.signature, order.keep_local)
         vector = learner.vector()
-        if self._rank == 0:  # every rank has the same weights, and they share the file
+        if self._mesh.rank == 0:  # every rank has the same weights, and they share the file
             save_vector(shared_part(vector, learner.signature, personal), Path(order.output))
         faults.reached("worker", "written", "initialise")
         return Reply(signature=shared(learner.signature, personal))
 
     def probe(self, space: Workspace, order: Probe) -> Reply:
-        learner = space.build(order.seed)
-        batches = space.batches(order.seed, 0, max(order.batch, space.mesh.shares), _PROBE_STEPS)
-        steps = learner.trial(order, space.examples(False), batches)
-        times = [time.perf_counter()]
-        times += [time.perf_counter() for _ in steps]
-        profile = Profile(
-            parameters=elements(learner.signature),
-            step_seconds=max(min(after - before for before, after in itertools.pairwise(times)), 1e-6),
-            memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            gradients=learner.gradients,
-        )
+        batches = space.batches(order.seed, 0, max(order.batch, space.mesh.shares), probe.STEPS)
+        examples, compute = space.examples(False), space.order.compute
+        profile = probe.measure(space.task, order, space.mesh, compute, examples, batches, order.memory)
         return Reply(profile=profile)
 
     def ahead(self, space: Workspace, order: Ahead) -> Reply:
@@ -199,20 +287,23 @@ class Worker:
         space.ahead = work
         return Reply()
 
-    def train(self, space: Workspace, order: Train) -> Reply:
+    def train(self, space: Workspace, order: Train) -> Reply | None:
         work, space.ahead = space.ahead, None
         if work is None or not work.ordered(order):
-            work = space.learner().round(space.order, order, space.examples(False))
+            work = space.learner().round(space.order, order, space.examples(False), self._memory)
+        self._memory.carried, space.live = None, work
+        meter = Meter(space.mesh, space.learner().demand, space.order.compute.precision)
         for step in faults.along("worker", "step", "train", work.steps(space.batches_of(order))):
+            meter.step(step)
+            if step.flags.leave:
+                return None  # a `Form` is here or comes at once, and the order after it
             if time.monotonic() - self._said > _PROGRESS:
                 self._said = time.monotonic()
-                self._reply(Reply(progress=step.number + 1))
-        update = work.update()
+                self._reply(Reply(progress=step.number + 1, pace=meter.pace()))
+        work.write_update(Path(order.output))
         work.keep_state()
-        if self._rank == 0:
-            save_vector(update, Path(order.output))
         faults.reached("worker", "written", "train")
-        return Reply(examples=work.examples, steps=work.step, loss=work.loss)
+        return Reply(examples=work.examples, steps=work.step, loss=work.loss, pace=meter.pace())
 
     def evaluate(self, space: Workspace, order: Evaluate) -> Reply:
         if not len(space.heldout_rows):
@@ -223,7 +314,7 @@ class Worker:
     def predict(self, space: Workspace, order: Predict) -> Reply:
         examples, learner = space.examples(None), space.with_weights(order)
         answers = learner.predict(examples)
-        if self._rank == 0:
+        if self._mesh.rank == 0:
             part = Path(order.output + ".part")
             pyarrow.parquet.write_table(_table(answers), part)
             os.replace(part, order.output)
@@ -231,7 +322,7 @@ class Worker:
 
 
 # Besides holding a model; whoever is probed is to be trained and evaluated, and hears of all of it at once.
-_DO: dict[type[Order], tuple[Callable[..., Reply], tuple[Doing, ...]]] = {
+_DO: dict[type[Order], tuple[Callable[..., Reply | None], tuple[Doing, ...]]] = {
     Initialise: (Worker.initialise, ()),
     Probe: (Worker.probe, ("train", "evaluate")),
     Train: (Worker.train, ("train",)),
@@ -260,23 +351,16 @@ def _hide(number: int) -> None:
     os.close(nothing)
 
 
-def _listen(stream: IO[bytes], orders: "queue.SimpleQueue[bytes]") -> None:
-    for line in stream:
-        orders.put(line)
-    os._exit(0)  # the agent closed our stdin or died: nobody wants the rest of this step
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     faults.arm()
-    rank, ranks, meeting, replies = sys.argv[1:]
+    replies, *mirror = (int(number) for number in (sys.argv[1:] if arguments is None else arguments))
     # Orders are not user code's to read, and what it starts must not keep the pipes open when this process is gone.
     stream = os.fdopen(os.dup(0), "rb")
     _hide(0)
-    os.set_inheritable(int(replies), False)
-    os.register_at_fork(after_in_child=lambda: _hide(int(replies)))
-    orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(stream, orders), daemon=True).start()
-    Worker(int(rank), int(ranks), Path(meeting), int(replies)).run(orders)
+    for number in (replies, *mirror):
+        os.set_inheritable(number, False)
+    os.register_at_fork(after_in_child=lambda: _hide(replies))
+    Worker(replies, mirror).run(stream)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from atoll.spec.event import Answer, Metrics, Work
 from atoll.spec.fleet import Link, Profile, Site
 from atoll.spec.job import Data, Job, Optimiser, TaskRef
 from atoll.spec.model import Model, Moments, Patterns, Signature
+from atoll.spec.pace import Pace
 from atoll.spec.plan import Layout, Sync
 from atoll.spec.policy import Decision, Request
 from atoll.spec.pretrained import Pretrained
@@ -152,7 +153,7 @@ class Failure(Document):
 
 
 class Progress(Document):
-    """How far an assignment is: counts only, nothing computed from the data."""
+    """How far an assignment is: counts, and a pace where the owner lets metrics out, for its loss is one."""
 
     kind: Literal["progress"] = "progress"
     run: Name
@@ -160,6 +161,7 @@ class Progress(Document):
     state: str  # "fetching code", "starting", "training", "sending"
     step: NonNegativeInt = 0
     steps: NonNegativeInt = 0
+    pace: Pace | None = None
 
 
 class Beat(Document):
@@ -245,6 +247,27 @@ class Parcel(Document):
 # --- agent -> worker and back ---------------------------------------------------------------------------------
 
 
+class Form(Document):
+    """Be rank `rank` of so many from here on. Whoever comes first, or a rank that is lost, makes a new generation.
+
+    The order under way is given again with it. With `abort` the group before it is broken: nobody waits for its sums.
+    """
+
+    kind: Literal["form"] = "form"
+    generation: PositiveInt
+    rank: NonNegativeInt
+    ranks: NonNegativeInt  # 0: another has its place, and it ends when the others leave
+    meeting: str  # a file that is not there, by which they meet
+    abort: bool = False
+    beat: PositiveFloat = 0.5  # seconds between two signs of life
+
+
+class Ready(Document):
+    """To who is to join a group at work: make the examples now, so that nobody has to wait for them then."""
+
+    kind: Literal["ready"] = "ready"
+
+
 class Open(Document):
     """First order: import the task and turn the granted dataset into examples. Paths are the site's own."""
 
@@ -296,6 +319,7 @@ class Train(Document):
     place: NonNegativeInt = 0  # of the site among those that train, which are so many
     places: PositiveInt = 1
     batch: int
+    shares: tuple[PositiveInt, ...] = ()  # of each batch for each part of the layout; none: even ones
     optimiser: Optimiser
     sync: Sync
     checkpoint: str | None = None  # the state within the round goes here; a group given the order again goes on from it
@@ -320,6 +344,7 @@ class Probe(Document):
     seed: int
     batch: int
     optimiser: Optimiser
+    memory: PositiveInt | None = None  # bytes of the site's smallest device: what does not fit is not stepped
 
 
 class Evaluate(Document):
@@ -342,15 +367,18 @@ class Predict(Document):
     local_in: str | None = None  # the site's personal tensors
 
 
-Order = Annotated[Open | Probe | Initialise | Train | Ahead | Evaluate | Predict, Field(discriminator="kind")]
-ORDER: TypeAdapter[Order] = TypeAdapter(Order)
+Order = Annotated[Open | Ready | Probe | Initialise | Train | Ahead | Evaluate | Predict, Field(discriminator="kind")]
+ORDER: TypeAdapter[Form | Order] = TypeAdapter(Annotated[Form | Order, Field(discriminator="kind")])
 
 
 class Reply(Document):
     """A worker's word on an order. `failed` is a sentence for the user; it says where, and never what a row holds."""
 
+    generation: NonNegativeInt = 0  # of the group that it comes from; 0: it is in none yet
     failed: Words | None = None
     progress: NonNegativeInt | None = None  # a step was taken; the order goes on
+    sign: Literal["alive", "broken", "leaving"] | None = None  # and nothing else: lost peers, or is told to end
+    pace: Pace | None = None  # of this rank so far; of a group's reply that of all its ranks (`atoll.runtime.pacing`)
     examples: NonNegativeInt = 0
     steps: NonNegativeInt = 0  # that were taken
     loss: float | None = None

@@ -1,0 +1,130 @@
+"""One rank of a group as the agent talks with it: what it is yet to be told, what it has said, and that it lives."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from atoll.errors import Invalid, TaskFailed, Unavailable
+from atoll.spec.document import parse_json
+from atoll.spec.message import Order, Reply
+from atoll.spec.pace import Pace
+
+GRACE = 3.0  # seconds a rank has to end by itself
+BEATS = 4  # signs of life in the time after which a rank without one is lost
+_REPLY_LIMIT = 64 << 20  # bytes of one reply
+OnStep = Callable[[int, Pace | None], None]
+
+
+class Rank(Protocol):
+    """One rank: a pipe that takes its orders, one that gives its replies, and its life. Neither pipe blocks it."""
+
+    orders: int  # file descriptors, -1 once they are closed; the first does not block
+    replies: int
+    rest: bytes  # of a reply that is not whole yet
+
+    def ended(self) -> bool:
+        """Tell whether it is gone, though its pipe may be held open by something that user code started."""
+        ...
+
+    def died(self) -> Unavailable:
+        """Return what to say of a rank that ended though nobody wanted it to."""
+        ...
+
+    def computed(self) -> float | None:
+        """Return what changes as it uses a processor or a disk, None where that is not known: it is not lost then."""
+        ...
+
+    def kill(self) -> None:
+        """End it by force; returns at once."""
+        ...
+
+    def end(self, deadline: float) -> None:
+        """Return when it is gone: by itself until ``deadline`` (`time.monotonic`), by force after it."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A rank and its place in the layout. ``awaited`` answers are yet to come, the last of them that to the order."""
+
+    place: int
+    rank: Rank
+    unsent: bytearray = field(default_factory=bytearray)
+    awaited: int = 0
+    reply: Reply | None = None
+    pace: Pace | None = None
+    ready: bool = False
+    heard: float | None = None  # when it last gave a sign of life; None before the first one
+    computed: float = 0.0
+
+    def tell(self, lines: bytes, replies: int) -> None:
+        self.unsent += lines
+        self.awaited += replies
+        self.reply = None
+        self.heard = time.monotonic() if self.heard is not None else None  # who has nothing to do says nothing
+
+    def send(self) -> None:
+        """Write what the rank's pipe takes. Raises `Unavailable` when it is gone."""
+        try:
+            del self.unsent[: os.write(self.rank.orders, self.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            raise self.rank.died() from None
+
+    def hear(self) -> list[Reply]:
+        """Read what it says. Raises `Unavailable` when it says nothing any more, `TaskFailed` for what is no reply."""
+        data = os.read(self.rank.replies, 1 << 16)
+        if not data:
+            raise self.rank.died()
+        self.heard = time.monotonic()
+        *lines, self.rank.rest = (self.rank.rest + data).split(b"\n")
+        if len(self.rank.rest) > _REPLY_LIMIT:
+            raise TaskFailed(f"worker: a reply of over {_REPLY_LIMIT} bytes; return fewer metrics")
+        try:
+            return [parse_json(Reply, line, "worker") for line in lines]
+        except Invalid:  # whose words quote what came, and that is user code's to choose
+            raise TaskFailed("worker: its reply is not a reply; the task must not write to the worker's pipe") from None
+
+    def silent(self, seconds: float) -> bool:
+        """Tell whether it has given no sign of life for so long: no word, and nothing computed.
+
+        Code that never lets another thread run keeps it from saying anything, and is alive.
+        """
+        now = time.monotonic()
+        if self.heard is None or now - self.heard < seconds:
+            return False
+        computed = self.rank.computed()
+        if computed is None or computed != self.computed:
+            self.computed, self.heard = computed if computed is not None else 0.0, now
+            return False
+        return True
+
+
+@dataclass(slots=True)
+class Talk:
+    """An order under way."""
+
+    order: Order
+    timeout: float
+    on_step: OnStep | None
+    deadline: float
+    failed: str | None = None
+    losses: int = 0
+    broken: float | None = None  # when ranks first said that they lost each other, and nobody is known to be lost
+
+    def fail(self, words: str) -> None:
+        self.failed = self.failed or words
+        # Another rank waits for the one that failed, perhaps for ever.
+        self.deadline = min(self.deadline, time.monotonic() + GRACE)
+
+    def left(self) -> float:
+        """Return the seconds left; raise what it means that there are none."""
+        left = self.deadline - time.monotonic()
+        if left > 0:
+            return left
+        if self.failed is not None:
+            raise TaskFailed(self.failed)
+        raise Unavailable(f"worker: no reply to '{self.order.kind}' in {self.timeout:g} s; it was ended")
