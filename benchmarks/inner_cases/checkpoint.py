@@ -11,7 +11,7 @@ from inner_cases.notes import Call, tails, taken
 from inner_cases.site import Site
 
 KEYS = ("checkpoint_block_ratio",)
-_EVERY = 2  # steps: as many with one as without
+_EVERY = 5  # steps
 _LEAST = 1e-3  # seconds: less is not told from nothing
 _NEVER = 1e6  # seconds between two that are made by time
 
@@ -32,28 +32,32 @@ def measure(bench: Bench, wanted: frozenset[str]) -> Samples:
 
 
 def _ours(bench: Bench, site: Site) -> tuple[float, float]:
-    """Return for how long a checkpoint keeps the next step waiting, and seconds of processor that it takes of all ranks.
+    """Return for how long a checkpoint keeps the next step waiting, and the seconds of all ranks' processors in it.
 
-    The first is told from what lies between the last gradient of a step and the next one's beginning.
+    The first is told from what lies between a step's last gradient and the next step's beginning: at the step after
+    which it is made, and at the one after that, whose optimiser may wait until all was copied.
     """
     executor = LocalExecutor()
-    steps = 2 * (bench.size.steps // 2)
+    steps = bench.size.steps
     try:
         with site.training(executor, Layout(data=2), backward=True) as training:
             training.begin(steps)
             training.reply()
             kept = str(training.folder / "checkpoint")
-            training.begin(steps, checkpoint=kept, checkpoint_seconds=_NEVER, checkpoint_steps=_EVERY)
+            training.begin(2 * steps, checkpoint=kept, checkpoint_seconds=_NEVER, checkpoint_steps=_EVERY)
             training.reply()
             calls = training.calls()
             first = next(call.pid for call in calls if call.rank == 0)
             between = tails(training.folder / "notes", first)
     finally:
         executor.close()
-    # Within the order those after which one is made are multiples, counted from 1; none is after its last step.
-    saved, others = between[steps + 1 :: _EVERY], between[steps + 2 :: _EVERY]
-    busy = _EVERY * (_processor(calls, steps, 2 * steps - 1) - _processor(calls, bench.size.warm, steps - 1))
-    return statistics.median(saved) - statistics.median(others), busy
+    # Counted from 1 within the order, those after which one is made are multiples; none is after its last step.
+    saved = range(steps + _EVERY - 1, len(between) - 1, _EVERY)
+    held = {at for step in saved for at in (step, step + 1)}
+    plain = statistics.median(between[at] for at in range(steps, len(between)) if at not in held)
+    blocked = statistics.median(between[at] + between[at + 1] - 2 * plain for at in saved)
+    busy = _EVERY * (_processor(calls, steps, 3 * steps - 1) - _processor(calls, bench.size.warm, steps - 1))
+    return blocked, busy
 
 
 def _processor(calls: list[Call], first: int, end: int) -> float:

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-import gpt
+import gpt  # pyright: ignore[reportMissingImports] - beside this file in the bundle
 import numpy as np
 import torch
 

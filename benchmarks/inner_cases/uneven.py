@@ -17,7 +17,7 @@ from inner_cases.site import Site, Training
 KEYS = ("uneven_gain",)
 _LAYOUT = Layout(data=2)
 _BATCH = 12  # a third of it is a whole number
-_ROUND = 8  # steps
+_ROUND = 12  # steps
 _FIRST = 3  # rounds by which the shares are found
 _BUSY = """
 import os, sys, time

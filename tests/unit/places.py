@@ -89,6 +89,9 @@ class Workers:
         self.may_close = threading.Event()  # how long ending a group takes
         self.may_close.set()
 
+    def warm(self):
+        pass
+
     def start(self, layout, folder):
         self.started += 1
         return WorkerGroup(self)
