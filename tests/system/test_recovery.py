@@ -176,6 +176,15 @@ def test_a_lost_part_is_in_its_mirror_and_no_step_is_lost(sites, degrees, comput
     assert np.array_equal(found, expected)  # by the same layout, so to the bit
 
 
+def test_who_waits_for_others_longer_than_silence_is_not_lost(sites):
+    site = sites(shard=2)
+    site.fault("SIGSTOP", 1, 5)  # its peer waits for it, and then for the one in its place
+    site.train()
+    pids = {(pid, rank) for pid, rank, _ in site.seen()}
+    assert len([pid for pid, rank in pids if rank == 0]) == 1
+    assert len([pid for pid, rank in pids if rank == 1]) == 2
+
+
 def test_the_only_rank_is_lost(sites):
     site = sites(data=1)
     site.fault("SIGKILL", 0, 5)

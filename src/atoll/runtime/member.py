@@ -59,11 +59,16 @@ class Member:
     heard: float | None = None  # when it last gave a sign of life; None before the first one
     computed: float = 0.0
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to do: who has not says nothing."""
+        return self.reply is None and not self.ready
+
     def tell(self, lines: bytes, replies: int) -> None:
         self.unsent += lines
         self.awaited += replies
         self.reply = None
-        self.heard = time.monotonic() if self.heard is not None else None  # who has nothing to do says nothing
+        self.heard, self.ready = time.monotonic() if self.heard is not None else None, False
 
     def send(self) -> None:
         """Write what the rank's pipe takes. Raises `Unavailable` when it is gone."""

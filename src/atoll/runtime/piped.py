@@ -114,10 +114,12 @@ class PipedGroup:
                     told = True
                     faults.reached("site", "ordered", talk.order.kind)
                 for member in (*self._members, *self._coming):
+                    if member not in self._members and member not in self._coming:
+                        continue  # it went with one before it
                     if member.rank.ended() and not selector.select(0):
                         # Its pipe is held open by something that user code started.
                         self._lose(member, member.rank.died(), talk)
-                    elif member.silent(self._silence):
+                    elif member.busy and member.silent(self._silence):
                         member.rank.kill()
                         self._lose(member, Unavailable(f"worker: a rank was silent for {self._silence:g} s"), talk)
                 if talk.broken is not None and not self._broken and time.monotonic() - talk.broken > self._silence:
@@ -168,7 +170,7 @@ class PipedGroup:
         if inside:
             self._answered(member, reply, talk)
         elif reply.failed is not None:
-            self._give_up(member)
+            self._lose(member, Unavailable(f"worker: none takes the place of a lost rank: {reply.failed}"), talk)
         elif member.awaited <= 0:
             member.ready = True
             self._meet(talk, abort=False)
@@ -183,20 +185,20 @@ class PipedGroup:
 
     def _lose(self, member: Member, error: Unavailable, talk: Talk) -> None:
         """Go on without a rank, or with another in its place. Raises the error where neither can be."""
-        if member in self._coming:
-            self._give_up(member)
-        else:
+        (self._coming if member in self._coming else self._members).remove(member)
+        self._gone.append(member.rank)
+        if talk.losses < _LOSSES and not any(one.place == member.place for one in (*self._coming, *self._members)):
             self._replace(member, talk)
-            self._members.remove(member)
-            self._gone.append(member.rank)
         self._go_on(error, talk)
 
     def _go_on(self, error: Unavailable, talk: Talk) -> None:
         talk.losses, talk.broken = talk.losses + 1, None
         layout = self._opened.layout if self._opened is not None else None
-        lasting = bool(self._members) and (layout is None or layout.plain or len(self._members) == len(self._ranks))
-        hopeless = not isinstance(talk.order, Train) or talk.failed is not None or talk.losses > _LOSSES
-        if hopeless or not (lasting or self._coming):
+        plain, all_here = layout is None or layout.plain, len(self._members) == len(self._ranks)
+        lasting = all_here or (plain and bool(self._members))
+        places = {one.place for one in (*self._members, *self._coming)}
+        possible = lasting or (bool(places) if plain else len(places) == len(self._ranks))
+        if not isinstance(talk.order, Train) or talk.failed is not None or talk.losses > _LOSSES or not possible:
             raise error
         log.warning("%s; %s", error, "the others go on" if lasting else "another takes its place")
         self._broken = not lasting
@@ -216,10 +218,6 @@ class PipedGroup:
         self._coming.append(other)
         opened = self._opened.model_copy(update={"layout": None})
         other.tell(self.lines(opened) + self.lines(Ready()), replies=2)
-
-    def _give_up(self, member: Member) -> None:
-        self._coming.remove(member)
-        self._gone.append(member.rank)
 
     def _meet(self, talk: Talk, abort: bool) -> None:
         """Begin a new generation, if it can be begun now: with all that are ready, or without those that are not."""

@@ -161,16 +161,15 @@ class Worker:
         threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
         signal.signal(signal.SIGTERM, self._leave)
         while True:
-            self._busy.clear()
-            line = self._lines.get()
+            order = ORDER.validate_json(self._lines.get())
             self._busy.set()
-            order = ORDER.validate_json(line)
             if isinstance(order, Form):
                 self._form(order)
                 continue
             reply = self._answer(order)
-            if reply is not None:
+            if reply is not None:  # else it waits for its peers, and its life is still looked at
                 self._reply(reply)
+                self._busy.clear()
 
     def _listen(self, stream: IO[bytes]) -> None:
         """Take lines as they come, in a thread of its own: the main one may stand in a sum that never comes."""
