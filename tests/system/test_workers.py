@@ -96,7 +96,7 @@ class Site:
     """A bundle with faults to switch on, and the group that runs it."""
 
     def __init__(self, folder, ranks, executor):
-        self.folder, self.ranks, self.executor = folder, ranks, executor
+        self.folder, self.ranks, self.executor, self.rounds = folder, ranks, executor, 0
         (folder / "code").mkdir()
         (folder / "code" / "task.py").write_text(TASK.replace("{folder!r}", repr(str(folder))))
         pq.write_table(pa.table({"x": np.arange(32, dtype=np.float32)}), folder / "rows.parquet")
@@ -122,8 +122,9 @@ class Site:
         (self.folder / f"{kind}-{rank}").touch()
 
     def train(self, timeout=120.0, signature=None):
+        self.rounds += 1  # the same round again would go on where it stands
         order = orders.Train(
-            seed=0,
+            seed=self.rounds,
             weights=self.weights,
             signature=signature or self.signature,
             output=str(self.folder / "update.f32"),
