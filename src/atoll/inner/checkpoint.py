@@ -6,6 +6,7 @@ of another round, is told from a good one. No pickle, even of our own.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from atoll.inner.whole import put
 from atoll.spec.document import canonical
 
 log = logging.getLogger(__name__)
+_NUMBERS = itertools.count()
 _ENTRY = "atoll"  # of the file's metadata; the only one, for several are written in no certain order
 
 
@@ -79,7 +81,7 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _write(path: Path, copies: dict[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{next(_NUMBERS)}.part")  # a round that lost its group may still be writing its own
     try:
         said = {"about": about, "digest": _digest(about, copies)}
         safetensors.torch.save_file(copies, part, metadata={_ENTRY: canonical(said).decode()})

@@ -34,10 +34,13 @@ class Memory:
 
     mirror: Mirror = field(default_factory=lambda: Mirror(()))
     carried: Carried | None = None
+    again: bool = False  # whether the group met since the last round was done: what is mirrored is of this one
     leaving: Callable[[], bool] = lambda: False  # whether the group is to meet anew
 
     def found(self, mesh: Mesh, identity: str) -> Carried | None:
         """Return the newest state of the round that every rank of the mesh can have. Raises `Corrupt`."""
+        if not self.again:
+            return None
         if mesh.device is None:
             found = _from_peers(mesh, self.carried if _is(self.carried, identity) else None)
             if found is not None:

@@ -206,7 +206,7 @@ class Worker:
         leave()
         if not form.ranks:
             os._exit(0)
-        self._generation = form.generation
+        self._generation, self._memory.again = form.generation, True
         try:
             self._mesh = join(form.rank, form.ranks, Path(form.meeting), lambda: self._broken > form.generation)
         except (RuntimeError, OSError) as error:
@@ -290,7 +290,7 @@ class Worker:
         work, space.ahead = space.ahead, None
         if work is None or not work.ordered(order):
             work = space.learner().round(space.order, order, space.examples(False), self._memory)
-        self._memory.carried, space.live = None, work
+        self._memory.carried, self._memory.again, space.live = None, False, work
         meter = Meter(space.mesh, space.learner().demand, space.order.compute.precision)
         for step in faults.along("worker", "step", "train", work.steps(space.batches_of(order))):
             meter.step(step)
