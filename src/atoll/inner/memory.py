@@ -57,11 +57,17 @@ class Memory:
             log.warning("the round's state cannot be mirrored (%s); a lost rank costs the steps since", error.strerror)
 
     def _mirrored(self, mesh: Mesh, identity: str) -> Carried | None:
+        if mesh.device is None:  # each holds the whole, and one of them has mirrored it
+            newest = max(self.mirror.steps({"round": identity, "cut": ""}))
+            return _from_peers(mesh, None if newest < 0 else self._read(newest))
         rows = mesh.gather(self.mirror.steps({"round": identity, "cut": _cut(mesh)}))
         common = set(rows[0]).intersection(*rows[1:])
         step = int(max(common, default=-1))
         if step < 0:
             return None
+        return self._read(step)
+
+    def _read(self, step: int) -> Carried:
         tensors, about = self.mirror.read(step)
         return Carried(about, tensors)
 

@@ -123,17 +123,20 @@ class Round:
         if self._began is None:
             self._began = time.monotonic() - self._spent
         at = Start(self._order.seed, self._order.done, self.step, self._wishes, self._kept, self._digest)
-        for step in self._taken(map(tensors, islice(batches(self.step), stop - self.step)), at):
-            self.step = step.number + 1
-            self._loss, self.examples = self._loss + step.loss * step.examples, self.examples + step.examples
-            self._buffers = self._copied_buffers()
-            if step.flags.mirror or step.flags.leave:
-                self._memory.keep(self._mesh, self.carried())
-            if not step.flags.last:
-                self._save()
-            yield step
-            if step.flags.last or step.flags.leave:
-                return
+        try:
+            for step in self._taken(map(tensors, islice(batches(self.step), stop - self.step)), at):
+                self.step = step.number + 1
+                self._loss, self.examples = self._loss + step.loss * step.examples, self.examples + step.examples
+                self._buffers = self._copied_buffers()
+                if step.flags.mirror or step.flags.leave:
+                    self._memory.keep(self._mesh, self.carried())
+                if not step.flags.last:
+                    self._save()
+                yield step
+                if step.flags.last or step.flags.leave:
+                    return
+        finally:
+            self._writer.wait()  # also of who is dropped in mid-round: its successor reads what it wrote
 
     def _kept(self) -> int | None:
         """Return the step of the run that the last checkpoint is of."""

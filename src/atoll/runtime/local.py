@@ -190,7 +190,7 @@ def _started(words: Sequence[str], environment: Mapping[str, str], files: Sequen
 class Mirrors:
     """Memory of this machine that outlives the ranks that write to it: two files for a place, without a name.
 
-    Where each rank holds the whole model there is one place for all. Nothing of them is left when this process is gone.
+    Nothing of them is left when this process is gone.
     """
 
     def __init__(self, places: int) -> None:
@@ -259,7 +259,7 @@ class LocalExecutor:
         nursery = self._running()
         if nursery is not None and layout.ranks > 1:
             nursery.several = True
-        mirrors = Mirrors(1 if layout.plain else layout.ranks)
+        mirrors = Mirrors(layout.ranks)
 
         def begin(place: int) -> Process:
             log, more = folder / f"worker-{place}.log", faults.handed_on("worker")
