@@ -20,10 +20,10 @@ from atoll.inner.task import load_task
 from atoll.inner.vector import read_vector, save_vector, signature_of
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
-from atoll.spec.job import Data, Optimiser
-from atoll.spec.message import TaskName
+from atoll.spec.job import Optimiser
 from atoll.spec.model import with_control
 from atoll.spec.plan import Layout, Sync
+from tests.opening import opening
 
 TASK = """\
 import os
@@ -94,15 +94,7 @@ def folder(tmp_path_factory):
 
 
 def opened(folder):
-    return orders.Open(
-        fingerprint="sha256:" + 64 * "0",
-        bundle=str(folder / "bundle"),
-        task=TaskName(file="task.py", name="Fit", params={"fault": str(folder / "fault")}),
-        path=str(folder / "rows.parquet"),
-        format="parquet",
-        data=Data(dataset="rows", holdout=0.0),
-        seed=3,
-    )
+    return opening(folder, "Fit", params={"fault": str(folder / "fault")})
 
 
 class Site:

@@ -21,6 +21,7 @@ from atoll.spec.job import Optimiser
 from atoll.spec.message import Train
 from atoll.spec.model import with_control
 from atoll.spec.plan import Sync
+from tests.opening import opening
 
 WIDTH, RATE, PERIOD = 6, 0.05, 10
 
@@ -84,7 +85,7 @@ class Federation:
             optimiser=Optimiser(kind=self.optimiser, rate=RATE),
             sync=self.sync,
         )
-        work = Round(None, order, LeastSquares(), parallelize(linear(), Mesh()))
+        work = Round(opening(self.home), order, LeastSquares(), parallelize(linear(), Mesh()))
         assert len(list(work.steps(lambda first: [self.shards[site]] * self.sync.period))) == self.sync.period
         work.keep_state()
         return work.update()

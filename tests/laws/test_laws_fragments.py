@@ -23,9 +23,9 @@ from atoll.outer.merge import Update
 from atoll.outer.optimiser import State
 from atoll.outer.wire import CHUNK
 from atoll.spec import message as orders
-from atoll.spec.job import Data, Optimiser
-from atoll.spec.message import TaskName
+from atoll.spec.job import Optimiser
 from atoll.spec.plan import Sync
+from tests.opening import opening
 
 WIDTH, BATCH, SITES = 12, 8, 2
 NESTEROV = {"rate": 0.7, "momentum": 0.9, "nesterov": True}
@@ -129,10 +129,7 @@ class Federation:
 
 
 def opened():
-    return orders.Open(
-        bundle="", task=TaskName(file="t.py", name="T"), path="", format="parquet", fingerprint="sha256:" + 64 * "0",
-        data=Data(dataset="rows"), seed=3,
-    )  # fmt: skip
+    return opening(Path())
 
 
 def whole(period, outer):

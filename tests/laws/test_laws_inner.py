@@ -7,10 +7,10 @@ from atoll.errors import TaskFailed
 from atoll.outer.wire import CHUNK
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
-from atoll.spec.job import Data, Optimiser
-from atoll.spec.message import TaskName
+from atoll.spec.job import Optimiser
 from atoll.spec.plan import Layout, Sync
 from tests.laws.net import task, write_rows
+from tests.opening import opening
 
 ROWS = 61  # odd, so that batches cross the border of an epoch
 
@@ -32,15 +32,7 @@ class Ranks:
         self.folder = folder / f"ranks-{ranks}"
         self.executor = LocalExecutor()
         self.group = self.executor.start(Layout(data=ranks), self.folder)
-        opened = orders.Open(
-            fingerprint="sha256:" + 64 * "0",
-            bundle=str(folder / "bundle"),
-            task=TaskName(file="task.py", name="Net"),
-            path=str(folder / "rows.parquet"),
-            format="parquet",
-            data=Data(dataset="rows", holdout=0.0),
-            seed=3,
-        )
+        opened = opening(folder, "Net")
         self.group.order(opened, 120)
         self.weights = str(self.folder / "initial.f32")
         self.signature = self.group.order(orders.Initialise(seed=3, output=self.weights), 120).signature

@@ -11,9 +11,10 @@ from atoll.errors import TaskFailed, Unavailable
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
 from atoll.spec.compute import Compute
-from atoll.spec.job import Data, Optimiser
+from atoll.spec.job import Optimiser
 from atoll.spec.model import with_control
 from atoll.spec.plan import Layout, Sync
+from tests.opening import opening
 
 TASK = """\
 import os
@@ -87,14 +88,11 @@ class Site:
             return self.order(opened, order)
 
     def open(self, degrees, experts=0, fault="", **compute):
-        return orders.Open(
-            fingerprint="sha256:" + 64 * "0",
-            bundle=str(self.folder / "bundle"),
-            task=orders.TaskName(file="task.py", name="Words", params={"experts": experts, "fault": fault}),
-            path=str(self.folder / "rows.parquet"),
-            format="parquet",
-            data=Data(dataset="rows", holdout=0.25),
-            seed=3,
+        return opening(
+            self.folder,
+            "Words",
+            holdout=0.25,
+            params={"experts": experts, "fault": fault},
             layout=Layout(**degrees),
             compute=Compute(**compute),
         )

@@ -17,9 +17,8 @@ import pytest
 from atoll.errors import Unavailable
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
-from atoll.spec.job import Data
-from atoll.spec.message import TaskName
 from atoll.spec.plan import Layout
+from tests.opening import opening
 from tests.system.processes import alive, descendants
 
 pytestmark = pytest.mark.system
@@ -92,15 +91,7 @@ class Ranks:
         (folder / "code" / "task.py").write_text(TASK.replace("{folder!r}", repr(str(folder))))
         pq.write_table(pa.table({"x": np.arange(8, dtype=np.float32)}), folder / "rows.parquet")
         self.group = executor.start(Layout(data=ranks), folder / "group")
-        opened = orders.Open(
-            fingerprint="sha256:" + 64 * "0",
-            bundle=str(folder / "code"),
-            task=TaskName(file="task.py", name="Fit"),
-            path=str(folder / "rows.parquet"),
-            format="parquet",
-            data=Data(dataset="rows", holdout=0.25),
-            seed=0,
-        )
+        opened = opening(folder, "Fit", "code", 0.25, seed=0)
         self.group.order(opened, 100)
         self.initialise()
 

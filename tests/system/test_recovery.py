@@ -12,9 +12,9 @@ import pytest
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
 from atoll.spec.compute import Compute
-from atoll.spec.job import Data, Optimiser
-from atoll.spec.message import TaskName
+from atoll.spec.job import Optimiser
 from atoll.spec.plan import Layout, Sync
+from tests.opening import opening
 
 pytestmark = pytest.mark.system
 SILENCE = 1.0
@@ -74,17 +74,7 @@ class Site:
         pq.write_table(pa.table({"x": np.arange(64)}), folder / "rows.parquet")
         self.executor = LocalExecutor(SILENCE)
         self.group = self.executor.start(layout, folder / "group")
-        opened = orders.Open(
-            fingerprint="sha256:" + 64 * "0",
-            bundle=str(folder / "code"),
-            task=TaskName(file="task.py", name="Words"),
-            path=str(folder / "rows.parquet"),
-            format="parquet",
-            data=Data(dataset="rows", holdout=0.25),
-            seed=0,
-            layout=layout,
-            compute=compute,
-        )
+        opened = opening(folder, "Words", "code", 0.25, seed=0, layout=layout, compute=compute)
         self.group.order(opened, 120)
         self.weights = str(folder / "weights.f32")
         self.signature = self.group.order(orders.Initialise(seed=0, output=self.weights), 120).signature

@@ -19,10 +19,10 @@ from atoll.runtime.actors import RayExecutor
 from atoll.runtime.local import LocalExecutor
 from atoll.spec import message as orders
 from atoll.spec.fleet import Executor
-from atoll.spec.job import Data, Optimiser
-from atoll.spec.message import TaskName
+from atoll.spec.job import Optimiser
 from atoll.spec.model import TensorSpec
 from atoll.spec.plan import Layout, Sync
+from tests.opening import opening
 
 pytestmark = pytest.mark.system
 TASK = """\
@@ -105,15 +105,7 @@ class Site:
     def start(self):
         self.closed = False
         self.group = self.executor.start(Layout(data=self.ranks), self.folder / "group")
-        opened = orders.Open(
-            fingerprint="sha256:" + 64 * "0",
-            bundle=str(self.folder / "code"),
-            task=TaskName(file="task.py", name="Fit"),
-            path=str(self.folder / "rows.parquet"),
-            format="parquet",
-            data=Data(dataset="rows", holdout=0.25),
-            seed=0,
-        )
+        opened = opening(self.folder, "Fit", "code", 0.25, seed=0)
         self.group.order(opened, 120)
         self.weights = str(self.folder / "weights.f32")
         self.signature = self.group.order(orders.Initialise(seed=0, output=self.weights), 120).signature

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from atoll.planner.explain import volume
+from atoll.planner.explain import scaled, volume
 from atoll.spec.pace import Pace
 
 COLUMNS = ("site", ">rate", ">MFU", ">memory", ">step, rank by rank", "")
@@ -39,11 +39,7 @@ def _counted(tokens: float | None, examples: float) -> str:
 
 def short(value: float) -> str:
     """Return a number with three digits and the unit's prefix."""
-    for prefix in ("", " k", " M", " G"):
-        if value < 999.5:  # above it, three digits would round to 1000
-            return f"{value:.3g}{prefix}"
-        value /= 1000
-    return f"{value:.3g} T"
+    return scaled(value, ("", "k", "M", "G", "T"))
 
 
 def _mfu(pace: Pace) -> str:

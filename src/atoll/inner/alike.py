@@ -13,6 +13,7 @@ import torch
 
 from atoll.errors import TaskFailed
 from atoll.inner.mesh import Mesh
+from atoll.inner.whole import here
 from atoll.spec.task import Arrays
 
 # Ranks of unlike processors round unlike, so sums are held to a share of themselves, or of 1 where they are less.
@@ -28,9 +29,7 @@ def weight_sum(model: torch.nn.Module) -> float:
     """Return a sum over this rank's part of the parameters, in which each tensor has a weight of its own."""
     total = 0.0
     for number, parameter in enumerate(model.parameters(), 1):
-        value = parameter.detach()
-        local = getattr(value, "to_local", None)  # asked so, for importing the type of what is cut takes a second
-        total += number * float((local() if local is not None else value).sum(dtype=torch.float64))
+        total += number * float(here(parameter.detach()).sum(dtype=torch.float64))
     return total
 
 

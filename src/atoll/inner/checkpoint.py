@@ -23,7 +23,7 @@ import torch
 from atoll.errors import Corrupt
 from atoll.inner import optimiser as optimisers
 from atoll.inner.vector import varying
-from atoll.inner.whole import put
+from atoll.inner.whole import here, put
 from atoll.spec.document import canonical
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def parts_of(
     model: torch.nn.Module, optimiser: torch.optim.Optimizer | None, gradient: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """Return what `tensors_of` names, of each only the part that lies at this rank: its own memory, not a copy."""
-    return {name: _here(tensor) for name, tensor in tensors_of(model, optimiser, gradient).items()}
+    return {name: here(tensor.detach()) for name, tensor in tensors_of(model, optimiser, gradient).items()}
 
 
 def put_parts(
@@ -162,12 +162,6 @@ def put_parts(
     with torch.no_grad():
         for name, place in places.items():
             place.copy_(found[name])
-
-
-def _here(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of a tensor, without importing what cuts tensors where nothing is cut."""
-    local = getattr(tensor.detach(), "to_local", None)
-    return cast("torch.Tensor", local()) if local is not None else tensor.detach()
 
 
 def put_tensors(

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from atoll.inner.mesh import Mesh
+from atoll.inner.whole import here
 
 _BUCKET = 1 << 22  # numbers in one sum
 
@@ -57,11 +58,6 @@ def copies(mesh: Mesh, parameter: torch.Tensor) -> float:
         for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
             parts *= 1 if placement.is_replicate() else size
     return mesh.ranks / parts
-
-
-def here(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of a tensor: its own memory, not a copy."""
-    return cast("torch.Tensor", tensor.to_local()) if isinstance(tensor, DTensor) else tensor
 
 
 def _laid(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from atoll.inner.mesh import Mesh
 from atoll.inner.mirror import Mirror
+from atoll.inner.whole import described, room
 from atoll.spec.document import canonical
 
 Tensors = Mapping[str, torch.Tensor]
@@ -37,10 +38,14 @@ class Memory:
     again: bool = False  # whether the group met since the last round was done: what is mirrored is of this one
     leaving: Callable[[], bool] = lambda: False  # whether the group is to meet anew
 
-    def found(self, mesh: Mesh, identity: str) -> Carried | None:
-        """Return the newest state of the round that every rank of the mesh can have. Raises `Corrupt`."""
+    def found(self, mesh: Mesh, identify: Callable[[], str]) -> Carried | None:
+        """Return the newest state of the round that every rank of the mesh can have. Raises `Corrupt`.
+
+        ``identify`` gives the round's digest, for which its weights are read: not asked where nobody was lost.
+        """
         if not self.again:
             return None
+        identity = identify()
         if mesh.device is None:
             found = _from_peers(mesh, self.carried if _is(self.carried, identity) else None)
             if found is not None:
@@ -91,23 +96,18 @@ def _from_peers(mesh: Mesh, mine: Carried | None) -> Carried | None:
     assert mine is not None or not gives, "who is furthest has something"
     words, flat = b"", torch.empty(0, dtype=torch.uint8)
     if gives and mine is not None:
-        named = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in mine.tensors.items()]
-        words = canonical({"about": mine.about, "tensors": named})
+        words = canonical({"about": mine.about, "tensors": described(mine.tensors)})
         flat = torch.cat([t.contiguous().reshape(-1).view(torch.uint8) for t in mine.tensors.values()])
     size = torch.tensor([len(words), flat.numel()])
     dist.broadcast(size, source)
-    letters = torch.frombuffer(bytearray(words), dtype=torch.uint8) if gives else _room(int(size[0]))
-    flat = flat if gives else _room(int(size[1]))
+    letters = torch.frombuffer(bytearray(words), dtype=torch.uint8) if gives else room("uint8", [int(size[0])])
+    flat = flat if gives else room("uint8", [int(size[1])])
     dist.broadcast(letters, source)
     dist.broadcast(flat, source)
     said, at, tensors = json.loads(letters.numpy().tobytes()), 0, dict[str, torch.Tensor]()
     for name, kind, shape in said["tensors"]:
-        tensor = torch.empty(shape, dtype=getattr(torch, kind))
+        tensor = room(kind, shape)
         end = at + tensor.numel() * tensor.element_size()
         tensor.view(-1).copy_(flat[at:end].clone().view(tensor.dtype))
         tensors[name], at = tensor, end
     return Carried(said["about"], tensors)
-
-
-def _room(size: int) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from atoll.errors import Corrupt
+from atoll.inner.whole import described, room
 from atoll.spec.document import canonical
 
 _HEADER = struct.Struct("<8sqq")  # mark, step, bytes of what is said of the tensors
@@ -40,8 +41,7 @@ class Mirror:
             return
         began = time.monotonic()
         file, self._next = self._files[self._next], 1 - self._next
-        named = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()]
-        said = canonical({"about": about, "tensors": named})
+        said = canonical({"about": about, "tensors": described(tensors)})
         os.pwrite(file, bytes(_HEADER.size), 0)
         pieces = [memoryview(said), *(_bytes(t) for t in tensors.values() if t.numel())]
         at = _HEADER.size
@@ -68,7 +68,7 @@ class Mirror:
                 continue
             at, tensors = _HEADER.size + said["bytes"], dict[str, torch.Tensor]()
             for name, kind, shape in said["tensors"]:
-                tensors[name] = tensor = torch.empty(shape, dtype=getattr(torch, kind))
+                tensors[name] = tensor = room(kind, shape)
                 if tensor.numel():
                     at = _read(file, _bytes(tensor), at)
             return tensors, said["about"]

@@ -23,7 +23,7 @@ from torch.distributed.pipelining import (
 from atoll.errors import TaskFailed
 from atoll.inner.mesh import Mesh
 from atoll.inner.plans import check_stages, plan_of
-from atoll.inner.whole import whole
+from atoll.inner.whole import described, room, whole
 from atoll.spec.compute import Compute
 
 Batch = Mapping[str, torch.Tensor]
@@ -117,9 +117,9 @@ class Pipeline(nn.Module):
         found: dict[str, torch.Tensor] = {}
         for place in range(self._mesh.layout.pipeline):
             own = place == self._mesh.place("pipeline")
-            names = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in mine.items() if own]
+            names = described(mine) if own else []
             for name, kind, shape in json.loads(self._told(json.dumps(names).encode(), place)):
-                value = whole(mine[name]).contiguous() if own else torch.empty(shape, dtype=getattr(torch, kind))
+                value = whole(mine[name]).contiguous() if own else room(kind, shape)
                 dist.broadcast(value, group=self._group, group_src=place)
                 if keep:
                     found[name] = value

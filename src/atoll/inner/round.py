@@ -128,7 +128,7 @@ class Round:
                 self.step = step.number + 1
                 self._loss, self.examples = self._loss + step.loss * step.examples, self.examples + step.examples
                 self._buffers = self._copied_buffers()
-                if step.flags.mirror or step.flags.leave:
+                if self._start is not None and (step.flags.mirror or step.flags.leave):
                     self._memory.keep(self._mesh, self.carried())
                 if not step.flags.last:
                     self._save()
@@ -147,7 +147,8 @@ class Round:
         budget, first = self._order.sync.seconds, self._mesh.rank == 0
         assert self._began is not None, "the steps have begun"
         late = first and budget is not None and time.monotonic() >= self._began + budget
-        return Flags(late, self._memory.leaving(), first and self._memory.mirror.due())
+        mirrored = first and self._start is not None and self._memory.mirror.due()
+        return Flags(late, self._memory.leaving(), mirrored)
 
     def carried(self) -> Carried:
         """Return the round as it stands at this rank after its last step: the tensors themselves, not copies."""
@@ -322,7 +323,7 @@ class Round:
     def _resume(self) -> None:
         """Go on where the round stood, if anybody knows: a rank of the group that is gone, the mirrors, the disk."""
         if self._start is not None:  # else it was begun ahead, and is nowhere else
-            found = self._memory.found(self._mesh, self._identity())
+            found = self._memory.found(self._mesh, self._identity)
             if found is not None:
                 checkpoint.put_parts(found.tensors, self._model, self._optimiser, self._summed)
                 self._go_on(found.about)

@@ -3,7 +3,7 @@
 All ranks that have parts of a tensor call these together, in the same order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -36,6 +36,22 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     # Asked of the tensor, because importing the type takes a second, and most processes never see one.
     join = getattr(tensor.detach(), "full_tensor", None)
     return cast("torch.Tensor", join()) if join is not None else tensor.detach()
+
+
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a tensor: its own memory, not a copy; of one that is whole, itself."""
+    local = getattr(tensor, "to_local", None)  # asked so for the same reason
+    return cast("torch.Tensor", local()) if local is not None else tensor
+
+
+def described(tensors: Mapping[str, torch.Tensor]) -> list[list[object]]:
+    """Return names, types and shapes in JSON values, from which `room` makes tensors like these. No pickle."""
+    return [[name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()]
+
+
+def room(kind: str, shape: Sequence[int]) -> torch.Tensor:
+    """Return a tensor without values, of a type and shape as `described`."""
+    return torch.empty(tuple(shape), dtype=getattr(torch, kind))
 
 
 def put(place: torch.Tensor, value: torch.Tensor) -> None:

@@ -50,11 +50,16 @@ def duration(seconds: float) -> str:
 
 def volume(size: float) -> str:
     """Return a number of bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:  # above it, three digits would round to 1000
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+    return scaled(size, ("B", "kB", "MB", "GB", "TB"))
+
+
+def scaled(value: float, units: Sequence[str]) -> str:
+    """Return a number with three digits and its unit, of which each is a thousand times the one before."""
+    for unit in units[:-1]:
+        if value < 999.5:  # above it, three digits would round to 1000
+            return f"{value:.3g} {unit}".rstrip()
+        value /= 1000
+    return f"{value:.3g} {units[-1]}"
 
 
 def spelled(layout: Layout) -> str:

@@ -155,7 +155,8 @@ class PipedGroup:
 
     def _heed(self, member: Member, reply: Reply, talk: Talk) -> None:
         inside = member in self._members
-        if reply.sign == "leaving":
+        if reply.sign == "leaving" and talk.losses < _LOSSES:  # user code can say so, too, and again and again
+            talk.losses += 1
             self._replace(member, talk)
         if reply.sign == "broken" and reply.generation == self._generation:
             talk.broken = talk.broken or time.monotonic()  # a loss is seen in a moment, or a connection broke by itself

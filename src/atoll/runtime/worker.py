@@ -280,7 +280,7 @@ class Worker:
         return Reply(profile=profile)
 
     def ahead(self, space: Workspace, order: Ahead) -> Reply:
-        work = space.learner().round(space.order, order.round, space.examples(False))
+        work = space.learner().round(space.order, order.round, space.examples(False), self._memory)
         for _ in work.steps(space.batches_of(order.round)):
             pass
         space.ahead = work
