@@ -150,7 +150,7 @@ def learn(met, case):
     odd = case.odd if mesh.rank == 1 else ""
     task = Odd(case.model, odd) if odd else Words(case.model)
     spread = parallelize(make_model(task, 0), mesh, case.compute, getattr(task, "parallelize", None))
-    adamw = make(Optimiser(kind="adamw", rate=0.01), spread.model.parameters())
+    adamw = make(Optimiser(kind="adamw", rate=0.01), spread.model)
     even = [len(part) for part in np.array_split(range(case.batch), mesh.shares)]
     given = batches(case.batch, mesh.share, list(case.shares) or even)
     if odd == "examples":

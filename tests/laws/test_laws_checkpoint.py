@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ class Site:
         if state:
             self.train()
             self.order = self.order.model_copy(update={"state_in": self.order.state_out, "state_out": None})
-            (home / "checkpoint-1").unlink()
+            shutil.rmtree(home / "checkpoint-1")
 
     def model(self):
         return make_model(load_task(Path(self.opened.bundle), self.opened.task), seed=3)
@@ -162,7 +163,7 @@ def test_a_round_interrupted_at_any_step_is_the_undisturbed_round(site):
     for stop in range(1, STEPS):
         assert site.train(until=stop) == (list(range(stop)), None)
         assert site.train() == (list(range(stop, STEPS)), undisturbed)
-        (site.home / "checkpoint-1").unlink()
+        shutil.rmtree(site.home / "checkpoint-1")
 
 
 def test_a_round_interrupted_at_every_step_is_the_undisturbed_round(site):
@@ -197,12 +198,16 @@ def test_other_weights_make_it_another_round(folder, tmp_path):
 
 
 def test_a_checkpoint_that_is_not_whole_costs_time_only(folder, tmp_path):
-    site, path = Site(folder, tmp_path), tmp_path / "checkpoint-1"
+    site = Site(folder, tmp_path)
     _, undisturbed = site.train(checkpoint=None)
     site.train(until=3)
+    older, path = sorted((tmp_path / "checkpoint-1").iterdir())
     whole = path.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     assert json.loads(whole[8:start])["__metadata__"]
+    path.write_bytes(whole[:-1])
+    assert site.train(checkpoint_steps=0) == (list(range(2, STEPS)), undisturbed), "the one before it is whole"
+    older.unlink()
     flipped = whole[: start + 5] + bytes([whole[start + 5] ^ 1]) + whole[start + 6 :]
     for broken in (b"", whole[:-1], whole[:start], flipped, whole[:start] + bytes(len(whole) - start)):
         path.write_bytes(broken)

@@ -6,6 +6,7 @@ outer step alone.
 
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ class Federation:
             assert work.step == stop or (self.ahead and not work.step)  # what was done ahead leaves no checkpoint
         list(work.steps(self.batches(site, order)))
         work.keep_state()
-        (self.home / f"checkpoint-{site}").unlink(missing_ok=True)
+        shutil.rmtree(self.home / f"checkpoint-{site}", ignore_errors=True)
         vector = work.update()
         return Update(str(site), float(work.examples), lambda at: vector[at : at + CHUNK].copy())
 

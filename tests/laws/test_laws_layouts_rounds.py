@@ -212,6 +212,34 @@ def test_a_round_that_loses_a_rank_is_the_undisturbed_one(two, tmp_path, degrees
     assert (out.read_bytes() if out.exists() else None) == state
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "sync"),
+    [
+        ({"shard": 2}, {}, {}),
+        ({}, {"shard": 2}, {}),
+        ({"pipeline": 2}, {"tensor": 2}, {}),
+        ({"tensor": 2}, {"pipeline": 2}, {"exchange": "gradient"}),
+        ({"pipeline": 2}, {}, {"control": True, "merge": "mean"}),
+    ],
+    ids=json.dumps,
+)
+def test_a_round_goes_on_from_the_checkpoint_of_another_layout(one, two, tmp_path, before, after, sync):
+    fault, folder = tmp_path / "fault", tmp_path / "round"
+    kept = {"kind": "sgd" if sync else "adamw", "checkpoint": str(folder), "checkpoint_steps": 2}
+    first, second = (one if not degrees else two for degrees in (before, after))
+    expected, said = first.train(first.open(before, fault=str(fault)), **kept, sync=dict(sync))
+    parts = first.ranks
+    assert sorted(path.name.split("-")[:3] for path in folder.iterdir()) == [
+        [str(step), str(part), str(parts)] for step in (2, 4) for part in range(parts)
+    ]
+    fault.touch()  # who takes four steps in place of the one that is left is killed
+    found, also = second.train(second.open(after, fault=str(fault)), **kept, sync=dict(sync))
+    assert fault.exists()
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    assert (also.steps, also.examples) == (said.steps, said.examples)
+    assert also.loss == pytest.approx(said.loss, abs=1e-5)
+
+
 @pytest.mark.parametrize("degrees", [{"shard": 2}, {"pipeline": 2}], ids=json.dumps)
 def test_the_optimisers_state_goes_on_from_one_layout_to_another(one, two, tmp_path, degrees):
     kept = {"kind": "adamw", "sync": {"keep_optimiser": True}}

@@ -64,7 +64,7 @@ def test_a_place_that_takes_nothing_is_an_os_error(tmp_path):
 
 def stepped(width):
     model = nn.Linear(width, 1)
-    adam = optimiser.make(Optimiser(kind="adam"), model.parameters())
+    adam = optimiser.make(Optimiser(kind="adam"), model)
     model(torch.ones(1, width)).sum().backward()
     adam.step()
     return model, adam
@@ -74,24 +74,47 @@ def test_an_optimiser_takes_its_own_state_back_and_no_others(tmp_path):
     _, adam = stepped(2)
     checkpoint.write_tensors(tmp_path / "state", {**checkpoint.optimiser_tensors(adam), **TENSORS}, {})
     kept, _ = checkpoint.read_tensors(tmp_path / "state")
-    fresh = optimiser.make(Optimiser(kind="adam"), nn.Linear(2, 1).parameters())
-    checkpoint.put_optimiser(fresh, kept)
+    model = nn.Linear(2, 1)
+    fresh = optimiser.make(Optimiser(kind="adam"), model)
+    checkpoint.put_optimiser(fresh, kept, model)
     ours, theirs = optimiser.state(fresh), optimiser.state(adam)
-    assert ours.keys() == theirs.keys() > {"0.exp_avg", "1.step"}
+    assert ours.keys() == theirs.keys() > {"exp_avg.weight", "step.bias"}
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for other in (nn.Linear(3, 1), nn.Linear(2, 1, bias=False)):
         with pytest.raises(Corrupt, match="fits no parameter"):
-            checkpoint.put_optimiser(optimiser.make(Optimiser(kind="adam"), other.parameters()), kept)
+            checkpoint.put_optimiser(optimiser.make(Optimiser(kind="adam"), other), kept, other)
 
 
-def test_another_models_checkpoint_changes_nothing():
+def values(model, adam):
+    return {name: part.value.clone() for name, part in checkpoint.state_of(model, adam, {}).items()}
+
+
+def test_another_models_state_changes_nothing():
     model, adam = stepped(2)
     other, others = stepped(3)
-    before = {name: tensor.clone() for name, tensor in checkpoint.tensors_of(model, adam, None).items()}
+    before = values(model, adam)
+    with pytest.raises(Corrupt, match="fits no parameter"):
+        checkpoint.Fitted([checkpoint.state_of(other, others, {})], model, adam, {})
     with pytest.raises(Corrupt, match="not this model's"):
-        checkpoint.put_tensors(checkpoint.tensors_of(other, others, None), model, adam, None)
+        checkpoint.Fitted([checkpoint.state_of(other, None, {})], model, adam, {})
     with pytest.raises(Corrupt, match="not this model's"):
-        checkpoint.put_tensors(checkpoint.tensors_of(model, adam, None), model, None, None)
-    after = checkpoint.tensors_of(model, adam, None)
+        checkpoint.Fitted([checkpoint.state_of(model, adam, {})], model, None, {})
+    with pytest.raises(Corrupt, match="not this model's"):
+        checkpoint.Fitted([], model, adam, {})
+    after = values(model, adam)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_models_state_is_put_into_another_of_the_same_kind():
+    model, adam = stepped(2)
+    summed = {"weight": torch.arange(2.0)}
+    kept = checkpoint.state_of(model, adam, summed)
+    other = nn.Linear(2, 1)
+    others, sums = optimiser.make(Optimiser(kind="adam"), other), {"weight": torch.zeros(2)}
+    fitted = checkpoint.Fitted([kept], other, others, sums)
+    assert not torch.equal(other.weight, model.weight)
+    fitted.put()
+    found = checkpoint.state_of(other, others, sums)
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(found[name].value, kept[name].value) for name in kept)

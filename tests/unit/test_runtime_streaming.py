@@ -58,7 +58,7 @@ def test_a_round_sends_its_fragment_and_has_the_next_one_begun_meanwhile(house, 
     trained, ahead = house.workers.did("train"), house.workers.did("ahead")
     assert [order.goes_on for order in trained] == [False, True, True, True]
     assert [order.round.version for order in ahead] == [1, 2, 3], "after the last steps there is nothing to begin"
-    elsewhere = {"weights": None, "checkpoint": None}
+    elsewhere = {"weights": None, "checkpoint": None, "inputs": ""}
     assert [order.round for order in ahead] == [order.model_copy(update=elsewhere) for order in trained[1:]]
 
 

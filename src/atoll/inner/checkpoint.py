@@ -1,18 +1,14 @@
-"""What outlives a worker: the optimiser's state between rounds, and a round's own state while it goes on.
+"""A round's state by name, and files of whole tensors that go on from round to round: an optimiser's, for one.
 
-Each is one safetensors file, written beside its place and moved there whole, with a digest over every tensor and what
-is said of them in its metadata. It is checked before anything of it is used: a file cut short by a loss of power, or
-of another round, is told from a good one. No pickle, even of our own.
+A file is safetensors, written beside its place and moved there whole, with a digest over every tensor and what is said
+of them in its metadata. It is checked before anything of it is used: one cut short by a loss of power, or of another
+round, is told from a good one. No pickle, even of our own.
 """
 
 import hashlib
-import itertools
 import json
-import logging
 import os
-import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +18,13 @@ import torch
 
 from atoll.errors import Corrupt
 from atoll.inner import optimiser as optimisers
+from atoll.inner.parts import Part, Parts, moves, part_of
 from atoll.inner.vector import varying
-from atoll.inner.whole import here, put
+from atoll.inner.whole import Staged
 from atoll.spec.document import canonical
 
-log = logging.getLogger(__name__)
-_NUMBERS = itertools.count()
+_OPTIMISER, _MODEL, _GRADIENT = "optimiser.", "model.", "gradient."  # before names in files that hold all of them
+Tensors = Mapping[str, torch.Tensor]
 _ENTRY = "atoll"  # of the file's metadata; the only one, for several are written in no certain order
 
 
@@ -36,52 +33,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
 
     Not flushed to the disk: a process that is killed loses nothing by that, and a lost power shows in the digest.
     """
-    _write(path, _copied(tensors), about)
-
-
-class Background:
-    """Writes one file at a time while its caller goes on; a failure is logged, since no such file is ever needed."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self.seconds = 0.0  # that the last one took
-        self.step: int | None = None  # that the file is of
-
-    @property
-    def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def write(self, path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        """Copy the tensors, and write them as `write_tensors` does; the caller waits for the copies only."""
-        self.wait()
-        copies, about = _copied(tensors), dict(about)
-        self._thread = threading.Thread(target=self._write, args=(path, copies, about), name="checkpoint")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when nothing is being written: a write to a disk ends, or fails."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _write(self, path: Path, copies: dict[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        began = time.monotonic()
-        try:
-            _write(path, copies, about)
-        except OSError as error:  # the round needs none unless its ranks are lost, and then does more of itself again
-            log.warning("no checkpoint after step %s of the round: %s", about.get("step"), error)
-        else:
-            self.step = about["step"]
-        self.seconds = time.monotonic() - began
-
-
-def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy tensors: two names may stand for one memory, which the format does not allow."""
-    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-
-
-def _write(path: Path, copies: dict[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    part = path.with_suffix(f".{next(_NUMBERS)}.part")  # a round that lost its group may still be writing its own
+    # Copied, for two names may stand for one memory, which the format does not allow.
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    part = path.with_suffix(".part")
     try:
         said = {"about": about, "digest": _digest(about, copies)}
         safetensors.torch.save_file(copies, part, metadata={_ENTRY: canonical(said).decode()})
@@ -118,65 +72,64 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> st
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the optimiser's state by names of a file that holds other tensors, too; not copied."""
-    return {f"optimiser.{name}": tensor for name, tensor in optimisers.state(optimiser).items()}
+    return {f"{_OPTIMISER}{name}": tensor for name, tensor in optimisers.state(optimiser).items()}
 
 
-def put_optimiser(optimiser: torch.optim.Optimizer, found: Mapping[str, torch.Tensor]) -> None:
-    """Give the optimiser its state among the tensors of a file. Raises `Corrupt` when it does not fit."""
-    moments = {name.removeprefix("optimiser."): t for name, t in found.items() if name.startswith("optimiser.")}
-    optimisers.put_state(optimiser, moments)
+def whole_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, Part]:
+    """Return whole tensors as parts of themselves."""
+    return {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def tensors_of(
-    model: torch.nn.Module, optimiser: torch.optim.Optimizer | None, gradient: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """Return everything that steps change, by name: parameters, all buffers, optimiser state, summed gradient."""
-    found = {f"model.{name}": tensor for name, tensor in varying(model).items()}
+def state_of(model: torch.nn.Module, optimiser: torch.optim.Optimizer | None, summed: Tensors) -> dict[str, Part]:
+    """Return everything that steps change, by name, of each what lies at this rank: its own memory, not a copy.
+
+    It is parameters, all buffers, the optimiser's state, and the ``summed`` gradients by parameter, if there are any.
+    """
+    tensors = {f"{_MODEL}{name}": tensor for name, tensor in varying(model).items()}
+    tensors |= {f"{_GRADIENT}{name}": tensor for name, tensor in summed.items()}
     if optimiser is not None:
-        found |= optimiser_tensors(optimiser)
-    if gradient is not None:
-        found["gradient"] = gradient
-    return found
+        tensors |= optimiser_tensors(optimiser)
+    return {name: part_of(tensor) for name, tensor in tensors.items()}
 
 
-def parts_of(
-    model: torch.nn.Module, optimiser: torch.optim.Optimizer | None, gradient: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """Return what `tensors_of` names, of each only the part that lies at this rank: its own memory, not a copy."""
-    return {name: here(tensor.detach()) for name, tensor in tensors_of(model, optimiser, gradient).items()}
+class Fitted:
+    """What was kept, found to be all that this rank lacks of it; nothing is changed until it is `put`."""
+
+    def __init__(
+        self,
+        found: Sequence[Parts],
+        model: torch.nn.Module,
+        optimiser: torch.optim.Optimizer | None,
+        summed: Tensors | None,
+    ) -> None:
+        """``found`` are parts as `state_of` names them, of any layout's ranks; without ``summed``, an optimiser's only.
+
+        Raises `Corrupt` for another model's.
+        """
+        self._optimiser, self._moments = optimiser, dict[str, torch.Tensor]()
+        elsewhere = model.elsewhere if isinstance(model, Staged) else frozenset[str]()
+        places = state_of(model, None, summed) if summed is not None else {}
+        for name, kept in {name: part for parts in found for name, part in parts.items()}.items():
+            _, _, rest = name.partition(".")
+            of = rest.partition(".")[2] if name.startswith(_OPTIMISER) else rest
+            if name in places or of in elsewhere:
+                continue
+            if optimiser is None or not name.startswith(_OPTIMISER):
+                raise Corrupt(f"tensor {name[:80]!r}: what is kept is not this model's; the round begins anew")
+            moment = self._moments[rest] = optimisers.room(optimiser, rest, kept.value.dtype, kept.whole)
+            places[name] = part_of(moment)
+        self._moves = moves(places, found)
+
+    def put(self) -> None:
+        """Write it into the model, the optimiser and the summed gradients, in place."""
+        with torch.no_grad():
+            for place, value in self._moves:
+                place.copy_(value)
+        if self._optimiser is not None:
+            optimisers.put_state(self._optimiser, self._moments)
 
 
-def put_parts(
-    found: Mapping[str, torch.Tensor],
-    model: torch.nn.Module,
-    optimiser: torch.optim.Optimizer | None,
-    gradient: torch.Tensor | None,
-) -> None:
-    """Write back what `parts_of` named, at a rank that has the same place in the same layout. Raises `Corrupt`."""
-    places = parts_of(model, None, gradient)
-    here = {name: (tensor.dtype, tensor.shape) for name, tensor in places.items()}
-    if here != {name: (t.dtype, t.shape) for name, t in found.items() if not name.startswith("optimiser.")}:
-        raise Corrupt("mirror: its tensors are not this model's; the round begins anew")
-    if optimiser is not None:
-        optimisers.put_parts(optimiser, {n.removeprefix("optimiser."): t for n, t in found.items() if n not in places})
-    with torch.no_grad():
-        for name, place in places.items():
-            place.copy_(found[name])
-
-
-def put_tensors(
-    found: Mapping[str, torch.Tensor],
-    model: torch.nn.Module,
-    optimiser: torch.optim.Optimizer | None,
-    gradient: torch.Tensor | None,
-) -> None:
-    """Write back what `tensors_of` named, in place. Raises `Corrupt`, with nothing changed, when they do not fit."""
-    places = tensors_of(model, None, gradient)
-    here = {name: (tensor.dtype, tensor.shape) for name, tensor in places.items()}
-    there = {name: (t.dtype, t.shape) for name, t in found.items() if not name.startswith("optimiser.")}
-    if here != there or (len(there) < len(found) and optimiser is None):
-        raise Corrupt("checkpoint: its tensors are not this model's; the round begins anew")
-    if optimiser is not None:
-        put_optimiser(optimiser, found)
-    for name, place in places.items():
-        put(place, found[name])
+def put_optimiser(optimiser: torch.optim.Optimizer, found: Tensors, model: torch.nn.Module) -> None:
+    """Give a model's optimiser its state among the whole tensors of a file. Raises `Corrupt` when it does not fit."""
+    kept = {name: part for name, part in whole_parts(found).items() if name.startswith(_OPTIMISER)}
+    Fitted([kept], model, optimiser, None).put()

@@ -1,12 +1,11 @@
 """Inner optimisers by document, and their state as named tensors."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from atoll.errors import Corrupt
-from atoll.inner.whole import part
 from atoll.spec.job import Optimiser
 
 
@@ -25,10 +24,10 @@ def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optim
 _SGD, _ADAM, _ADAMW = (_eager(kind) for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
 
 
-def make(optimiser: Optimiser, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the torch optimiser that the document names."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    rate, decay, fused = optimiser.rate, optimiser.weight_decay, _fusible(trained)
+def make(optimiser: Optimiser, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the torch optimiser that the document names, for what is trained of a model."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rate, decay, fused = optimiser.rate, optimiser.weight_decay, _fusible([parameter for _, parameter in trained])
     match optimiser.kind:
         case "sgd":
             return _SGD(trained, lr=rate, momentum=optimiser.momentum, weight_decay=decay)
@@ -49,40 +48,37 @@ def _fusible(trained: Sequence[torch.nn.Parameter]) -> bool:
 
 
 def state(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the per-parameter state (moments, step counts), named ``<parameter's number>.<name>``; not copied."""
+    """Return the per-parameter state (moments, step counts), named ``<name>.<parameter's name>``; not copied."""
     return {
-        f"{index}.{name}": value
-        for index, of_one in optimiser.state_dict()["state"].items()
-        for name, value in of_one.items()
+        f"{kind}.{name}": value
+        for name, parameter in _named(optimiser).items()
+        for kind, value in optimiser.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
     }
 
 
+def room(optimiser: torch.optim.Optimizer, name: str, kind: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """Return a tensor for what `state` names so, of this shape, in parts as its parameter is; it has no values yet.
+
+    Raises `Corrupt` when it is another optimiser's.
+    """
+    parameter = _named(optimiser).get(name.partition(".")[2])
+    if parameter is None or (shape and tuple(shape) != tuple(parameter.shape)):
+        raise Corrupt(f"optimiser: its state has a tensor {name[:40]!r} that fits no parameter; begin the run anew")
+    if shape:
+        return torch.empty_like(parameter.detach(), dtype=kind)
+    return torch.empty((), dtype=kind, device=parameter.device if optimiser.defaults.get("fused") else None)
+
+
 def put_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give the optimiser the state that `state` returned. Raises `Corrupt` when it is another optimiser's."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    found: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        fits = number.isdecimal() and int(number) < len(parameters)
-        if not fits or (value.ndim and value.shape != parameters[int(number)].shape):
-            raise Corrupt(f"optimiser: its state has a tensor {key[:40]!r} that fits no parameter; begin the run anew")
-        found.setdefault(int(number), {})[name] = part(value, parameters[int(number)]) if value.ndim else value
-    optimiser.load_state_dict({"state": found, "param_groups": optimiser.state_dict()["param_groups"]})
+    """Give the optimiser state as `room` made it, in place of what it has; not copied."""
+    optimiser.state.clear()
+    parameters = _named(optimiser)
+    for name, value in tensors.items():
+        kind, _, of = name.partition(".")
+        optimiser.state[parameters[of]][kind] = value
 
 
-def put_parts(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give the optimiser its state of which each tensor is this rank's part, as its parameter is cut."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    found: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        if not number.isdecimal() or int(number) >= len(parameters):
-            raise Corrupt(f"optimiser: its state has a tensor {key[:40]!r} of no parameter; begin the run anew")
-        parameter = parameters[int(number)].detach()
-        if value.ndim and hasattr(parameter, "to_local"):
-            cut = torch.empty_like(parameter)
-            cut.to_local().copy_(value)  # pyright: ignore[reportAttributeAccessIssue]
-            value = cut
-        found.setdefault(int(number), {})[name] = value
-    optimiser.load_state_dict({"state": found, "param_groups": optimiser.state_dict()["param_groups"]})
+def _named(optimiser: torch.optim.Optimizer) -> dict[str, torch.nn.Parameter]:
+    (group,) = optimiser.param_groups
+    return dict(zip(group["param_names"], group["params"], strict=True))

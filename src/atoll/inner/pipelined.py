@@ -39,11 +39,10 @@ _STAGES = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero_bubble": 2}  # of each
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """This rank's stages of a model by number, and of all of it where each tensor is and what is trained, in order."""
+    """This rank's stages of a model by number, and of all of it where each tensor is."""
 
     here: dict[int, nn.Module]
     places: dict[str, int]  # of each tensor, on the axis
-    trained: tuple[str, ...]
 
 
 def split(model: nn.Module, mesh: Mesh, compute: Compute) -> Stages:
@@ -55,9 +54,8 @@ def split(model: nn.Module, mesh: Mesh, compute: Compute) -> Stages:
     for number, stage in enumerate(stages):
         names = [*stage.state_dict(), *dict(stage.named_parameters()), *dict(stage.named_buffers())]
         places |= dict.fromkeys(names, number % ranks)
-    trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     here = {number: stages[number] for number in range(mesh.place("pipeline"), ranks * each, ranks)}
-    return Stages(here, places, trained)
+    return Stages(here, places)
 
 
 class Pipeline(nn.Module):
@@ -75,8 +73,6 @@ class Pipeline(nn.Module):
         self._group = mesh.axis("pipeline").get_group()
         self._places, here = stages.places, mesh.place("pipeline")
         self.elsewhere = frozenset(name for name, place in stages.places.items() if place != here)
-        own = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        self.numbers = tuple(stages.trained.index(name) for name in own)
         self._known: dict[tuple[int, ...], _Schedule] = {}
 
     def step(self, loss: Loss, batch: Batch, weight: float) -> float:

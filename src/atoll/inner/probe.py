@@ -71,7 +71,7 @@ def measure(
     if any(row[0] for row in mesh.gather([float(too_big)])):  # or some would wait for the others in the first step
         return profile
     spread = parallelize(model, mesh, compute, getattr(task, "parallelize", None))
-    made = optimiser.make(order.optimiser, spread.model.parameters())
+    made = optimiser.make(order.optimiser, spread.model)
     given = map(tensors, itertools.chain([first], batches))
     at = Start(order.seed, examples=digest(examples)) if mesh.ranks > 1 else Start(order.seed)
     seconds = _fastest(training_steps(task, spread, made, given, at))

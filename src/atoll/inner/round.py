@@ -15,13 +15,14 @@ from atoll.errors import Corrupt, TaskFailed
 from atoll.inner import checkpoint, optimiser
 from atoll.inner.control import Control, write_control
 from atoll.inner.made import tensors
-from atoll.inner.memory import Carried, Memory
+from atoll.inner.memory import Carried, Memory, part_at, writes
 from atoll.inner.parallelize import Parallel
 from atoll.inner.personal import chosen, write_personal
+from atoll.inner.saved import Writer
 from atoll.inner.steps import Batch, Flags, Pull, Start, Step, gradient_steps, training_steps
 from atoll.inner.streaming import mix_in, mixing_step
 from atoll.inner.vector import changed_parts, load_vector, named, read_vector, save_vector, signature_of, write_vector
-from atoll.inner.whole import Staged, at_this_rank, gathered
+from atoll.inner.whole import Staged, gathered
 from atoll.spec.document import canonical, digest, sha256
 from atoll.spec.message import Open, Train
 from atoll.spec.model import elements, without_control
@@ -29,7 +30,7 @@ from atoll.spec.task import Arrays, Task
 
 _SHARE = 20  # times the last checkpoint's own seconds before the next one: they take 5 % of a round at most
 _ELSEWHERE = {"weights", "output", "state_in", "state_out", "control_in", "control_out", "local_in", "local_out"}
-_ELSEWHERE |= {"checkpoint", "checkpoint_seconds", "checkpoint_steps"}
+_ELSEWHERE |= {"inputs", "checkpoint", "checkpoint_seconds", "checkpoint_steps"}
 _CUT = {"shares"}  # how a batch is cut among ranks, which may be others when it is gone on with
 log = logging.getLogger(__name__)
 
@@ -73,14 +74,14 @@ class Round:
         self.step, self.examples, self._loss = 0, 0, 0.0
         self._began: float | None = None  # when the steps began, on this process's clock
         self._spent = 0.0  # seconds that a group which died here had taken of them
-        self._writer = checkpoint.Background()
+        self._writer = Writer()
         self._digest = examples
         if order.sync.exchange == "gradient":
             self._gradient = torch.zeros(elements(order.signature), dtype=torch.float64)
         else:
-            self._optimiser = optimiser.make(order.optimiser, model.parameters())
+            self._optimiser = optimiser.make(order.optimiser, model)
             if order.state_in is not None:
-                checkpoint.put_optimiser(self._optimiser, at_this_rank(kept, model))
+                checkpoint.put_optimiser(self._optimiser, kept, model)
         self._mixing, self._mixed = mixing_step(order), False
         self._identified: str | None = None
         self._buffers = self._copied_buffers()
@@ -128,10 +129,7 @@ class Round:
                 self.step = step.number + 1
                 self._loss, self.examples = self._loss + step.loss * step.examples, self.examples + step.examples
                 self._buffers = self._copied_buffers()
-                if self._start is not None and (step.flags.mirror or step.flags.leave):
-                    self._memory.keep(self._mesh, self.carried())
-                if not step.flags.last:
-                    self._save()
+                self._keep(step.flags)
                 yield step
                 if step.flags.last or step.flags.leave:
                     return
@@ -147,13 +145,43 @@ class Round:
         budget, first = self._order.sync.seconds, self._mesh.rank == 0
         assert self._began is not None, "the steps have begun"
         late = first and budget is not None and time.monotonic() >= self._began + budget
-        mirrored = first and self._start is not None and self._memory.mirror.due()
-        return Flags(late, self._memory.leaving(), mirrored)
+        told = first and self._start is not None
+        mirror, busy = told and self._memory.mirror.due(), self._writer.busy
+        return Flags(late, self._memory.leaving(), mirror, told and self._to_save(), busy)
+
+    def _to_save(self) -> bool:
+        """Return whether the step under way is to be on a disk: the round's last will be in its update."""
+        done, every = self.step + 1, self._order.checkpoint_steps
+        if self._path is None or done == self._order.steps:
+            return False
+        return bool(every and done % every == 0) or (time.monotonic() >= self._due and not self._writer.busy)
+
+    def _keep(self, flags: Flags) -> None:
+        """Mirror what the step has left, and have it written to a disk, where some rank wishes so: all hear of it."""
+        if self._start is None or not (flags.save or flags.leave or (flags.mirror and not flags.busy)):
+            return
+        self._writer.wait()  # it reads one of the two that are written by turns
+        file = self._memory.keep(self._mesh, self.carried())
+        if flags.save and not flags.last:
+            self._due = time.monotonic() + max(self._order.checkpoint_seconds, _SHARE * self._writer.seconds)
+            if file is not None and self._path is not None and writes(self._mesh):
+                self._writer.write(self._path, self.step, *part_at(self._mesh), file)
 
     def carried(self) -> Carried:
         """Return the round as it stands at this rank after its last step: the tensors themselves, not copies."""
         about = {"round": self._identity(), **self._said_of(time.monotonic())}
-        return Carried(about, {**checkpoint.parts_of(self._model, self._optimiser, self._summed), **self._buffers})
+        state = checkpoint.state_of(self._model, self._optimiser, self._gradients())
+        return Carried(about, [{**state, **checkpoint.whole_parts(self._buffers)}])
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """Return the gradients that are summed over the round, if any are, by parameter: those that are known here."""
+        summed, found, start = self._summed, dict[str, torch.Tensor](), 0
+        elsewhere = self._model.elsewhere if isinstance(self._model, Staged) else frozenset[str]()
+        for spec in self._signature if summed is not None else ():
+            if summed is not None and spec.name not in elsewhere:
+                found[spec.name] = summed[start : start + spec.size]
+            start += spec.size
+        return found
 
     def _said_of(self, now: float) -> dict[str, Any]:
         spent = now - self._began if self._began is not None else self._spent
@@ -272,30 +300,11 @@ class Round:
             order = self._order
             assert order.weights is not None, "checkpoints are of a round that has its weights"
             paths = (order.weights, order.state_in, order.control_in, order.local_in)
-            behind = [sha256(Path(path).read_bytes()) if path is not None else "" for path in paths]
+            behind = order.inputs or [sha256(Path(path).read_bytes()) if path is not None else "" for path in paths]
             said = order.model_dump(mode="json", exclude=_ELSEWHERE | _CUT)
             opened = self._opened.model_copy(update={"layout": None})  # another one goes on where this one stood
             self._identified = sha256(canonical([digest(opened), said, behind]))
         return self._identified
-
-    def _save(self) -> None:
-        """Rank 0 writes a checkpoint when one is due; its peers wait for it in their next sum."""
-        order, now, first = self._order, time.monotonic(), self._mesh.rank == 0
-        by_steps = order.checkpoint_steps > 0 and self.step % order.checkpoint_steps == 0
-        if (
-            self._path is None
-            or self.step == order.steps
-            or not self._said(first and (by_steps or (now >= self._due and not self._writer.busy)))
-        ):
-            return
-        tensors = gathered(checkpoint.tensors_of(self._model, self._optimiser, None), first, self._model)
-        if (summed := self._summed) is not None:
-            tensors["gradient"] = self._joined(summed)
-        if not first:
-            return
-        about = {"round": self._identity(), **self._said_of(now)}
-        self._writer.write(self._path, tensors, about)
-        self._due = time.monotonic() + max(order.checkpoint_seconds, _SHARE * self._writer.seconds)
 
     def _joined(self, summed: torch.Tensor) -> torch.Tensor:
         """Return a sum of gradients with those of all stages of a pipeline, which are zero elsewhere."""
@@ -304,64 +313,29 @@ class Round:
             self._model.add(summed)
         return summed
 
-    def _keep_own(self, summed: torch.Tensor | None) -> None:
-        """Leave in a sum of gradients only those of this rank's own stages."""
-        if summed is None or not isinstance(self._model, Staged):
-            return
-        start = 0
-        for spec in self._signature:
-            if spec.name in self._model.elsewhere:
-                summed[start : start + spec.size] = 0
-            start += spec.size
-
-    def _said(self, due: bool) -> bool:
-        """Return what rank 0 says, at the ranks that must know: those that have parts of what it writes."""
-        if self._mesh.device is None:
-            return due
-        return bool(self._mesh.sum(torch.tensor([float(due)], dtype=torch.float64)))
-
     def _resume(self) -> None:
-        """Go on where the round stood, if anybody knows: a rank of the group that is gone, the mirrors, the disk."""
-        if self._start is not None:  # else it was begun ahead, and is nowhere else
-            found = self._memory.found(self._mesh, self._identity)
-            if found is not None:
-                checkpoint.put_parts(found.tensors, self._model, self._optimiser, self._summed)
+        """Go on where the round stood, if anybody knows: a rank of the group that is gone, the mirrors, the disk.
+
+        All ranks take what all of them can have, or begin anew: they hear of each other before anything is changed.
+        """
+        if self._start is None:
+            return  # it was begun ahead, and is nowhere else
+        for found in self._memory.states(self._mesh, self._identity, self._path):
+            fitted = self._fitted(found) if found is not None else None
+            fits = all(row[0] for row in self._mesh.gather([fitted is not None]))
+            if fits and fitted is not None and found is not None:
+                fitted.put()
                 self._go_on(found.about)
                 return
-        self._from_disk()
 
-    def _from_disk(self) -> None:
-        """Go on from the checkpoint if there is one of this very round, and every rank could read it.
-
-        All ranks read before any takes a step, and rank 0 writes only after a step that all took: it is one file.
-        """
-        if self._path is None:
-            return
-        tensors, about = self._left(self._path)
-        step = int(about["step"]) if about else 0
-        self._writer.step = step or None
-        if any(row != [step] for row in self._mesh.gather([step])) or not step:
-            return
+    def _fitted(self, found: Carried) -> checkpoint.Fitted | None:
         try:
-            checkpoint.put_tensors(at_this_rank(tensors, self._model), self._model, self._optimiser, self._summed)
-        except Corrupt as error:
+            return checkpoint.Fitted(found.parts, self._model, self._optimiser, self._gradients())
+        except Corrupt as error:  # only time is lost
             log.warning("%s", error)
-            return
-        self._keep_own(self._summed)
-        self._go_on(about)
+            return None
 
     def _go_on(self, about: Mapping[str, Any]) -> None:
         self.step, self.examples, self._loss = int(about["step"]), int(about["examples"]), float(about["loss"])
         self._spent, self._mixed = float(about["spent"]), bool(about["mixed"])
         self._buffers = self._copied_buffers()
-
-    def _left(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return what lies at the checkpoint's place: nothing when it is another round's or not whole."""
-        if not path.exists():
-            return {}, {}
-        try:
-            tensors, about = checkpoint.read_tensors(path)
-        except Corrupt as error:  # only time is lost
-            log.warning("%s", error)
-            return {}, {}
-        return (tensors, about) if about.get("round") == self._identity() else ({}, {})

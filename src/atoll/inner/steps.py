@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
@@ -30,7 +30,9 @@ class Flags:
 
     last: bool = False  # time is up
     leave: bool = False  # the group is to meet anew
-    mirror: bool = False  # what was computed is to be mirrored
+    mirror: bool = False  # what was computed is to be mirrored,
+    save: bool = False  # and written to a disk, too
+    busy: bool = False  # its last mirror is still being written to a disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ def _agreed(mesh: Mesh, value: float, mine: int, batch: Batch, at: Start, step: 
     # All hear of wishes with the loss: they do the same after the same step, for no sum more.
     wish = at.wishes()
     said = [value * mine, mine] if mesh.speaks else [0.0, 0.0]
-    sums = mesh.sum(torch.tensor([*said, wish.last, wish.leave, wish.mirror], dtype=torch.float64))
+    sums = mesh.sum(torch.tensor([*said, *astuple(wish)], dtype=torch.float64))
     examples = int(sums[1])
     mean = float(sums[0]) / examples
     if not math.isfinite(mean):  # of any rank: all of them stop at the same step

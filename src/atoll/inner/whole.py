@@ -8,15 +8,12 @@ from typing import Protocol, cast, runtime_checkable
 
 import torch
 
-_OPTIMISER, _MODEL = "optimiser.", "model."  # before names in files that hold both
-
 
 @runtime_checkable
 class Staged(Protocol):
     """A model of which this rank has some tensors, whole or in part, and others are at other ranks."""
 
     elsewhere: frozenset[str]
-    numbers: tuple[int, ...]  # of the parameters that are trained here, among all that are: as an optimiser counts them
 
     def tell(self, name: str, value: torch.Tensor) -> None:
         """Give a tensor's value to all ranks from the one that has it, in place."""
@@ -84,38 +81,12 @@ def lying(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
 
 
 def gathered(tensors: Mapping[str, torch.Tensor], keep: bool, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return a model's tensors whole, one after the other, at the ranks that ``keep`` them.
-
-    Names are those of `checkpoint.tensors_of`, and become what they are at one rank that has the whole model.
-    """
+    """Return a model's tensors whole, one after the other, at the ranks that ``keep`` them."""
     if isinstance(model, Staged):
-        return model.collect({_renamed(name, model.numbers): tensor for name, tensor in tensors.items()}, keep)
+        return model.collect(tensors, keep)
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         value = whole(tensor)
         if keep:
             found[name] = value
     return found
-
-
-def at_this_rank(found: Mapping[str, torch.Tensor], model: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-    """Return what of `gathered` tensors this rank has a part of, under the names that they have here."""
-    if not isinstance(model, Staged):
-        return found
-    here = {number: place for place, number in enumerate(model.numbers)}
-    made: dict[str, torch.Tensor] = {}
-    for name, tensor in found.items():
-        number = name.removeprefix(_OPTIMISER).partition(".")[0]
-        if name.startswith(_OPTIMISER) and number.isdecimal():
-            if int(number) in here:
-                made[_renamed(name, here)] = tensor
-        elif name.removeprefix(_MODEL) not in model.elsewhere:
-            made[name] = tensor
-    return made
-
-
-def _renamed(name: str, numbers: Mapping[int, int] | tuple[int, ...]) -> str:
-    if not name.startswith(_OPTIMISER):
-        return name
-    number, _, rest = name.removeprefix(_OPTIMISER).partition(".")
-    return f"{_OPTIMISER}{numbers[int(number)]}.{rest}"

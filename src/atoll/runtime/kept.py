@@ -23,7 +23,7 @@ from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Invalid
 from atoll.runtime.disk import BOOT, appearing, file_crc, mapped
 from atoll.runtime.spares import Spares
-from atoll.spec.document import Name
+from atoll.spec.document import Name, canonical, sha256
 
 _SPARES = 3  # files to be written over: weights, and with feedback an update and what it lost
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -151,6 +151,11 @@ class RunFolder:
         with appearing(path, durable=True, over=self._spares.take(size)) as file:
             yield file
 
+    def inputs(self, weights: str, *paths: Path | None) -> str:
+        """Return the digest of what a round begins from: weights by theirs, and files of earlier rounds that this
+        process has found to be what their marks say."""
+        return sha256(canonical([weights, *(self._known[path] if path is not None else None for path in paths)]))
+
     def update(self, position: int) -> Path:
         return self.path / f"update-{position}.f32"
 
@@ -162,8 +167,8 @@ class RunFolder:
         return self.path / f"state-{position}.safetensors"
 
     def checkpoint(self, position: int) -> Path:
-        """Return where the workers keep what they have of a round under way, for others to go on from."""
-        return self.path / f"round-{position}.safetensors"
+        """Return the folder in which the workers keep what they have of a round under way, for others to go on from."""
+        return self.path / f"round-{position}"
 
     def last_state(self, position: int) -> Path | None:
         """Return the optimiser's state after the newest marked round before ``position``.
@@ -273,7 +278,7 @@ class RunFolder:
             self._known[self.residual(position)] = kept.residual_crc
         durable = any(crc is not None for crc in (kept.residual_crc, *(crc for _, crc in lasting)))
         self._write(self._mark_file(position).name, json.dumps(asdict(kept)), durable)
-        self.checkpoint(position).unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoint(position), ignore_errors=True)
         if kept.residual_crc is not None:  # it is sent as it was encoded
             self._drop(self.update(position))
 
@@ -304,7 +309,7 @@ class RunFolder:
         for kind, number, path in files:
             match kind:
                 case "round":  # of rounds that the hub ended without this site
-                    path.unlink(missing_ok=True)
+                    shutil.rmtree(path, ignore_errors=True)
                 case "update":
                     needed = number >= before or self.residual(number).exists() or self.control(number).exists()
                     if number < position and not (needed and path == self._mark_file(number)):

@@ -152,6 +152,8 @@ class Stages:
             "checkpoint": str(self._folder.checkpoint(a.position)),
         }
         order = self._round(a).model_copy(update=here)
+        state_in = Path(order.state_in) if order.state_in else None
+        order = order.model_copy(update={"inputs": self._folder.inputs(a.weights, state_in, control_in, local_in)})
         self._reports.progress(a, "training", 0, a.steps)
         self._reports.balance = self._balances.of(a.position)
         began = time.monotonic()

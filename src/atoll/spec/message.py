@@ -322,7 +322,10 @@ class Train(Document):
     shares: tuple[PositiveInt, ...] = ()  # of each batch for each part of the layout; none: even ones
     optimiser: Optimiser
     sync: Sync
-    checkpoint: str | None = None  # the state within the round goes here; a group given the order again goes on from it
+    inputs: str = ""  # digest of what lies at the paths that it begins from, where who orders knows it
+    checkpoint: str | None = (
+        None  # a folder for the state within the round; a group given the order again goes on from it
+    )
     checkpoint_seconds: PositiveFloat = 10.0  # between two of them
     checkpoint_steps: NonNegativeInt = 0  # and after every so many steps; 0: by time only
 

@@ -1,0 +1,136 @@
+"""A round's checkpoints on a disk: the last resort, where nobody's memory has what a lost group had done.
+
+One folder for a round; each rank that has a part of its own writes it to a file of its own, from its mirror, while its
+steps go on. The file's name tells its step, whose part it is of how many, and its digest, without which nothing of it
+is read. Ranks of another layout find their parts among all of them. The newest two steps are kept.
+"""
+
+import hashlib
+import itertools
+import logging
+import mmap
+import os
+import re
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import Corrupt
+from atoll.inner.parts import Part, unpacked
+
+DEEP = 2  # steps of which checkpoints are kept
+_NAME = re.compile(r"(\d{1,12})-(\d{1,6})-(\d{1,6})-([0-9a-f]{64})\.safetensors")
+_NUMBERS = itertools.count()
+_PIECE = 1 << 20
+_LATER = 19  # how nice it is to whatever else wants the processor
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One rank's file: after how many steps, and whose part it is of how many."""
+
+    step: int
+    part: int
+    parts: int
+    digest: str
+    path: Path
+
+
+def saved(folder: Path) -> list[Saved]:
+    """Return the files of a folder, whatever else lies there."""
+    found: list[Saved] = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if told := _NAME.fullmatch(path.name):
+            step, part, parts = (int(each) for each in told.groups()[:3])
+            found.append(Saved(step, part, parts, told[4], path))
+    return found
+
+
+def complete(files: list[Saved]) -> list[list[Saved]]:
+    """Return the files of each step of which all parts are there, the newest first."""
+    sets: dict[tuple[int, int], dict[int, Saved]] = {}
+    for one in files:
+        sets.setdefault((one.step, one.parts), {})[one.part] = one
+    whole = (found for (_, parts), found in sorted(sets.items(), reverse=True) if found.keys() == set(range(parts)))
+    return [list(found.values()) for found in whole]
+
+
+def read(one: Saved) -> tuple[dict[str, Part], dict[str, Any]]:
+    """Return a file's parts, and what goes with them. Raises `Corrupt` unless its bytes are the ones written."""
+    try:
+        with one.path.open("rb") as file:
+            memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    except (OSError, ValueError) as error:  # it is empty, or another took it away
+        raise Corrupt(f"{one.path.name}: cannot be read ({error}); the round begins anew") from None
+    if hashlib.sha256(memory).hexdigest() != one.digest:
+        raise Corrupt(f"{one.path.name}: its bytes are not the ones written; the round begins anew")
+    return unpacked(memory, one.path.name)
+
+
+class Writer:
+    """Writes one file at a time while its caller goes on; a failure is logged, since no such file is ever needed."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self.seconds = 0.0  # that the last one took
+        self.step: int | None = None  # of the last one that is whole
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def write(self, folder: Path, step: int, part: int, parts: int, file: int) -> None:
+        """Copy a mirror's ``file``, which nobody may write to until `wait` has returned, or this is not `busy`."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(folder, step, part, parts, file), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written: a write to a disk ends, or fails."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, folder: Path, step: int, part: int, parts: int, file: int) -> None:
+        began = time.monotonic()
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LATER)
+        unfinished = folder / f"{os.getpid()}-{next(_NUMBERS)}.part"  # its predecessor may still be writing its own
+        try:
+            folder.mkdir(exist_ok=True)
+            digest = _copied(file, unfinished)
+            os.replace(unfinished, folder / f"{step}-{part}-{parts}-{digest}.safetensors")
+            _drop_others(folder, step, part, parts, digest)
+        except OSError as error:  # the round needs none unless its ranks are lost, and then does more of itself again
+            log.warning("no checkpoint after step %s of the round: %s", step, error.strerror)
+        else:
+            self.step = step
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self.seconds = time.monotonic() - began
+
+
+def _drop_others(folder: Path, step: int, part: int, parts: int, digest: str) -> None:
+    """Keep of this part the newest, and of this step what was just written."""
+    mine = [one for one in saved(folder) if (one.part, one.parts) == (part, parts)]
+    same = [one for one in mine if one.step == step and one.digest != digest]
+    others = [one for one in mine if one not in same]
+    # By age, for what has a higher step may be another order's.
+    old = sorted(others, key=lambda each: each.path.stat().st_mtime_ns)[:-DEEP]
+    for one in (*same, *old):
+        one.path.unlink(missing_ok=True)
+
+
+def _copied(file: int, path: Path) -> str:
+    """Copy a file by its number to a path; return its digest."""
+    digest, at = hashlib.sha256(), 0
+    with path.open("xb") as copy:
+        while piece := os.pread(file, _PIECE, at):
+            digest.update(piece)
+            copy.write(piece)
+            at += len(piece)
+    return digest.hexdigest()
