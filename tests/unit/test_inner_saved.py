@@ -68,16 +68,16 @@ def test_the_newest_are_kept_of_each_part(tmp_path):
         for part in range(2):
             assert written(tmp_path, step, part, 2).step == step
     assert DEEP == 2
-    assert sorted((one.step, one.part) for one in saved(tmp_path)) == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert sorted(one.named[:2] for one in saved(tmp_path)) == [(2, 0), (2, 1), (3, 0), (3, 1)]
 
 
 def test_what_is_older_goes_first_whatever_its_step(tmp_path):
     for step in (9, 1, 2):  # the first is another order's
         written(tmp_path, step)
-    assert sorted(one.step for one in saved(tmp_path)) == [1, 2]
+    assert sorted(one.named.step for one in saved(tmp_path)) == [1, 2]
     written(tmp_path, 2, value=5.0)
-    assert sorted(one.step for one in saved(tmp_path)) == [1, 2]
-    newest = max(saved(tmp_path), key=lambda one: one.step)
+    assert sorted(one.named.step for one in saved(tmp_path)) == [1, 2]
+    newest = max(saved(tmp_path), key=lambda one: one.named.step)
     assert read(newest)[0]["x"].value.tolist() == [5.0] * 3
 
 
@@ -89,9 +89,7 @@ def test_a_step_counts_once_all_its_parts_are_there(tmp_path):
     written(tmp_path, 2, 0, 3)
     (tmp_path / "3-0-1-word.safetensors").touch()
     (tmp_path / "17-0.part").touch()
-    assert [[(one.step, one.part, one.parts) for one in files] for files in complete(saved(tmp_path))] == [
-        [(1, 0, 2), (1, 1, 2)]
-    ]
+    assert [[one.named[:3] for one in files] for files in complete(saved(tmp_path))] == [[(1, 0, 2), (1, 1, 2)]]
     assert saved(tmp_path / "gone") == []
 
 

@@ -62,7 +62,7 @@ class Memory:
             return None
         (parts,) = carried.parts
         try:
-            return self.mirror.write({**carried.about, "cut": _cut(mesh)}, parts)
+            return self.mirror.write({**carried.about, "cut": _cut(mesh), "part": part_at(mesh)}, parts)
         except OSError as error:
             log.warning("the round's state cannot be mirrored (%s); a lost rank costs the steps since", error.strerror)
             return None
@@ -99,7 +99,7 @@ def part_at(mesh: Mesh) -> tuple[int, int]:
 
 
 def _on_disk(mesh: Mesh, identify: Callable[[], str], folder: Path) -> Iterator[Carried | None]:
-    found = {sets[0].step: sets for sets in reversed(complete(saved(folder)))}
+    found = {sets[0].named.step: sets for sets in reversed(complete(saved(folder)))}
     for step in _common(mesh, found):
         yield _unless_corrupt(lambda files=found[step]: _read_all(mesh, files, identify()))
 
@@ -107,12 +107,12 @@ def _on_disk(mesh: Mesh, identify: Callable[[], str], folder: Path) -> Iterator[
 def _read_all(mesh: Mesh, files: Sequence[Saved], identity: str) -> Carried | None:
     """Return what a step's files have of a round: this rank's own, or all of them when they are of another layout."""
     mine, found = part_at(mesh), list[Carried]()
-    for one in sorted(files, key=lambda file: (file.part, file.parts) != mine):
+    for one in sorted(files, key=lambda file: (file.named.part, file.named.parts) != mine):
         parts, about = read(one)
         if about.get("round") != identity:
             return None
         found.append(Carried(about, [parts]))
-        if about.get("cut") == _cut(mesh) and (one.part, one.parts) == mine:
+        if about.get("cut") == _cut(mesh) and (one.named.part, one.named.parts) == mine:
             break
     return Carried(found[0].about, [parts for one in found for parts in one.parts])
 

@@ -5,56 +5,47 @@ steps go on. The file's name tells its step, whose part it is of how many, and i
 is read. Ranks of another layout find their parts among all of them. The newest two steps are kept.
 """
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import mmap
 import os
-import re
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atoll.errors import Corrupt
 from atoll.inner.parts import Part, unpacked
+from atoll.spec.saved import SavedName, saved_name
 
 DEEP = 2  # steps of which checkpoints are kept
-_NAME = re.compile(r"(\d{1,12})-(\d{1,6})-(\d{1,6})-([0-9a-f]{64})\.safetensors")
 _NUMBERS = itertools.count()
 _PIECE = 1 << 20
 _LATER = 19  # how nice it is to whatever else wants the processor
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """One rank's file: after how many steps, and whose part it is of how many."""
+class Saved(NamedTuple):
+    """One rank's file, and what its name tells."""
 
-    step: int
-    part: int
-    parts: int
-    digest: str
     path: Path
+    named: SavedName
 
 
 def saved(folder: Path) -> list[Saved]:
     """Return the files of a folder, whatever else lies there."""
-    found: list[Saved] = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if told := _NAME.fullmatch(path.name):
-            step, part, parts = (int(each) for each in told.groups()[:3])
-            found.append(Saved(step, part, parts, told[4], path))
-    return found
+    found = ((path, saved_name(path.name)) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return [Saved(path, named) for path, named in found if named is not None]
 
 
 def complete(files: list[Saved]) -> list[list[Saved]]:
     """Return the files of each step of which all parts are there, the newest first."""
     sets: dict[tuple[int, int], dict[int, Saved]] = {}
     for one in files:
-        sets.setdefault((one.step, one.parts), {})[one.part] = one
+        sets.setdefault((one.named.step, one.named.parts), {})[one.named.part] = one
     whole = (found for (_, parts), found in sorted(sets.items(), reverse=True) if found.keys() == set(range(parts)))
     return [list(found.values()) for found in whole]
 
@@ -66,7 +57,7 @@ def read(one: Saved) -> tuple[dict[str, Part], dict[str, Any]]:
             memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except (OSError, ValueError) as error:  # it is empty, or another took it away
         raise Corrupt(f"{one.path.name}: cannot be read ({error}); the round begins anew") from None
-    if hashlib.sha256(memory).hexdigest() != one.digest:
+    if hashlib.sha256(memory).hexdigest() != one.named.digest:
         raise Corrupt(f"{one.path.name}: its bytes are not the ones written; the round begins anew")
     return unpacked(memory, one.path.name)
 
@@ -103,21 +94,23 @@ class Writer:
         try:
             folder.mkdir(exist_ok=True)
             digest = _copied(file, unfinished)
-            os.replace(unfinished, folder / f"{step}-{part}-{parts}-{digest}.safetensors")
-            _drop_others(folder, step, part, parts, digest)
+            named = SavedName(step, part, parts, digest)
+            os.replace(unfinished, folder / str(named))
+            _drop_others(folder, named)
         except OSError as error:  # the round needs none unless its ranks are lost, and then does more of itself again
             log.warning("no checkpoint after step %s of the round: %s", step, error.strerror)
         else:
             self.step = step
         finally:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # nor was it begun, then
+                unfinished.unlink()
         self.seconds = time.monotonic() - began
 
 
-def _drop_others(folder: Path, step: int, part: int, parts: int, digest: str) -> None:
+def _drop_others(folder: Path, new: SavedName) -> None:
     """Keep of this part the newest, and of this step what was just written."""
-    mine = [one for one in saved(folder) if (one.part, one.parts) == (part, parts)]
-    same = [one for one in mine if one.step == step and one.digest != digest]
+    mine = [one for one in saved(folder) if (one.named.part, one.named.parts) == (new.part, new.parts)]
+    same = [one for one in mine if one.named.step == new.step and one.named != new]
     others = [one for one in mine if one not in same]
     # By age, for what has a higher step may be another order's.
     old = sorted(others, key=lambda each: each.path.stat().st_mtime_ns)[:-DEEP]

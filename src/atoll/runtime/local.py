@@ -19,6 +19,7 @@ from atoll.runtime import faults
 from atoll.runtime.forked import Nursery, code_of
 from atoll.runtime.member import GRACE, Rank
 from atoll.runtime.piped import SILENCE, PipedGroup
+from atoll.runtime.rescue import rescue
 from atoll.spec.plan import Layout
 
 # Nothing of the agent's environment reaches user code but what a Python process needs to run.
@@ -200,6 +201,12 @@ class Mirrors:
     def of(self, place: int) -> tuple[int, ...]:
         return tuple(self._files[place % len(self._files)]) if self._files else ()
 
+    def save(self, folder: Path) -> None:
+        """Write what the ranks, which are gone, had done of a round where the next ones look for it."""
+        step = rescue(self._files, folder)
+        if step is not None:
+            _log.info("a lost group's round is gone on with after its step %s", step)
+
     def empty(self) -> None:
         """Give the memory back; who writes to them next takes it anew."""
         for files in self._files:
@@ -223,6 +230,9 @@ class LocalGroup(PipedGroup):
 
     def close(self) -> None:
         super().close()
+        if self.unfinished is not None:
+            self.mirrors.save(self.unfinished)
+            self.unfinished = None
         self.mirrors.close()
 
 

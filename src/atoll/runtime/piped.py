@@ -46,6 +46,7 @@ class PipedGroup:
         self._gone: list[Rank] = []
         self._generation, self._broken = 0, False  # broken: none can go on until those that come are ready
         self._opened: Open | None = None
+        self.unfinished: Path | None = None  # the folder of a round that it could not go on with, though it is wanted
 
     @property
     def whole(self) -> bool:
@@ -72,6 +73,10 @@ class PipedGroup:
                 if isinstance(order, Open):
                     self._opened = order
                 self._converse(talk)
+            except Unavailable:
+                if isinstance(order, Train) and order.checkpoint is not None and not self._closed.is_set():
+                    self.unfinished = Path(order.checkpoint)
+                raise
             finally:
                 if self._closed.is_set():
                     self._let_go()

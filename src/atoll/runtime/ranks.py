@@ -7,6 +7,7 @@ from pathlib import Path
 
 from atoll.errors import TaskFailed, Unavailable
 from atoll.runtime.executor import Group
+from atoll.runtime.fewer import Fewer
 from atoll.runtime.incoming import Incoming
 from atoll.runtime.member import OnStep
 from atoll.runtime.place import Place
@@ -16,7 +17,6 @@ from atoll.spec.job import PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Ahead, Assign, Open, Order, Reply
 from atoll.spec.pace import Pace
 
-_ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died
 _SETUP = 180.0  # seconds a group has to import torch and open a dataset
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,12 @@ class Ranks:
         self._ahead: tuple[Ahead, threading.Thread] | None = None  # the newest, at work or done; the errand's thread's
         self._key = ""
         self._bundle = Path()
+        self._fewer = Fewer()
 
     def order(self, a: Assign, order: Order, steps: int = 0) -> Reply:
         """Give the workers an order; ranks that die are replaced and the order is given again.
+
+        A round for which not all ranks can be had is gone on with by fewer.
 
         Raises `Denied` for more ranks than the site takes, `TaskFailed`, `Unavailable` when they died too often, and
         what fetching the code and opening the dataset raise.
@@ -47,18 +50,24 @@ class Ranks:
         self._place.check_ranks(a)
         self.join()
         self._ahead = None
-        if self._group is not None and (self._key != _key(a) or not self._group.whole):
-            self._drop()  # the probe's, when the plan has another layout than was tried, or one that has lost a rank
-        for attempt in range(_ATTEMPTS):
+        wanted, layouts = a.layout, self._fewer.layouts(a.layout, order)
+        for attempt, layout in enumerate(layouts, 1):
+            if layout != a.layout:
+                a, order = self._fewer.cut(a, order, layout)
+            if self._group is not None and (self._key != _key(a) or not self._group.whole):
+                self._drop()  # the probe's, when the plan has another layout than was tried, or one that lost a rank
             opened = self._opened(a)
             try:
                 group = self._started(a)
                 self._give(a, group, opened, _SETUP)
                 patience = a.sync.wait.patience
-                return self._give(a, group, order, patience, partial(self._told, a, steps))
+                reply = self._give(a, group, order, patience, partial(self._told, a, steps))
             except Unavailable:
-                if self._over.is_set() or attempt == _ATTEMPTS - 1:
+                if self._over.is_set() or attempt == len(layouts):
                     raise
+            else:
+                self._fewer.did(wanted, layout, order)
+                return reply
         raise AssertionError("unreachable")
 
     def _told(self, a: Assign, steps: int, step: int, pace: Pace | None) -> None:

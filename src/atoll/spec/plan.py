@@ -38,6 +38,21 @@ class Layout(Document):
         """Whether each rank holds the whole model, which is all that data parallelism asks of one."""
         return self.ranks == self.data
 
+    @property
+    def fewer(self) -> "Layout | None":
+        """The next smaller layout, for a site that has not as many ranks any more; None of one rank.
+
+        It cuts nothing that this one leaves whole, and what it cuts divides what it is cut from, as this one does.
+        """
+        for axis in ("data", "shard"):  # any number of these will do
+            if (degree := getattr(self, axis)) > 1:
+                return self.model_copy(update={axis: degree - 1})
+        for axis in ("expert", "context", "tensor", "pipeline"):
+            if (degree := getattr(self, axis)) > 1:
+                prime = next(number for number in range(2, degree + 1) if degree % number == 0)
+                return self.model_copy(update={axis: degree // prime})
+        return None
+
 
 class Outer(Document):
     """The optimiser that turns the merged update into the next version.

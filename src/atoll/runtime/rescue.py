@@ -1,0 +1,69 @@
+"""What the ranks of a lost group had mirrored, written to the round's folder: the next group goes on from there.
+
+The agent, which holds the memory, knows no tensor: it reads what a mirror says of itself, and copies bytes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from atoll.spec.saved import SavedName
+
+_LENGTH = 8  # bytes of a safetensors file's first number; zero in a mirror that was being written
+_WORDS = 64 << 20  # bytes in which tensors are told, at most
+_PIECE = 1 << 20
+log = logging.getLogger(__name__)
+
+
+def rescue(mirrors: Iterable[Sequence[int]], folder: Path) -> int | None:
+    """Write the newest step that all parts have; return it, None where there is none or no room for it.
+
+    ``mirrors`` are the numbers of each place's files, which nobody writes to any more.
+    """
+    sets: dict[tuple[int, int], dict[int, int]] = {}
+    for file in (file for files in mirrors for file in files):
+        told = _told(file)
+        if told is not None:
+            step, part, parts = told
+            sets.setdefault((step, parts), {})[part] = file
+    whole = [(step, parts) for (step, parts), found in sets.items() if found.keys() == set(range(parts))]
+    if not whole:
+        return None
+    step, parts = max(whole)
+    try:
+        folder.mkdir(exist_ok=True)
+        for part, file in sets[step, parts].items():
+            unfinished = folder / f"rescued-{part}.part"
+            digest = _copied(file, unfinished)
+            os.replace(unfinished, folder / str(SavedName(step, part, parts, digest)))
+    except OSError as error:
+        log.warning("what the lost group had done since its last checkpoint is lost, too: %s", error.strerror)
+        return None
+    return step
+
+
+def _told(file: int) -> tuple[int, int, int] | None:
+    """Return a mirror's step, whose part it is, and of how many; None of one that is not whole."""
+    size = int.from_bytes(os.pread(file, _LENGTH, 0), "little")
+    if not 0 < size <= _WORDS:
+        return None
+    try:
+        about = json.loads(json.loads(os.pread(file, size, _LENGTH))["__metadata__"]["atoll"])["about"]
+        step, (part, parts) = about["step"], about["part"]
+        told = int(step), int(part), int(parts)
+    except (KeyError, TypeError, ValueError):  # user code can write there
+        return None
+    return told if 0 <= told[0] < 10**12 and 0 <= told[1] < told[2] < 10**6 else None
+
+
+def _copied(file: int, path: Path) -> str:
+    digest, at = hashlib.sha256(), 0
+    with path.open("wb") as copy:
+        while piece := os.pread(file, _PIECE, at):
+            digest.update(piece)
+            copy.write(piece)
+            at += len(piece)
+    return digest.hexdigest()
