@@ -4,11 +4,12 @@ import os
 import stat
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import csv, feather, parquet
 
-from atoll.data.catalogue import Catalogue, read_table
+from atoll.data.catalogue import Catalogue, read_table, rows_of
 from atoll.data.live import LiveCatalogue
 from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
 
@@ -253,3 +254,9 @@ def test_a_live_list_that_is_taken_away_is_empty(tmp_path, catalogue, heart):
     assert len(live.datasets()) == 1
     (tmp_path / "home" / "catalogue.yaml").unlink()
     assert (live.datasets(), live.problem) == ((), None)
+
+
+def test_rows_are_those_of_their_numbers_in_their_order():
+    table = pa.table({"x": np.arange(9), "y": [str(number) for number in range(9)]})
+    for rows in (np.array([7, 0, 7, 3]), np.arange(9), np.array([], np.int64)):
+        assert rows_of(table, rows).equals(table.take(rows))

@@ -17,6 +17,7 @@ from atoll.spec.fleet import Dataset
 from atoll.spec.pretrained import Pretrained
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 Format = Literal["parquet", "csv", "arrow"]
@@ -202,6 +203,16 @@ def read_table(path: str | Path, format: str, columns: Sequence[str] | None = No
     except pa.ArrowException:
         raise Invalid(f"dataset: its file does not read as {format}; mend the file and add it again") from None
     return table
+
+
+def rows_of(table: "pa.Table", rows: "np.ndarray") -> "pa.Table":
+    """Return these rows (int64 indices) of a table.
+
+    Their numbers are given as memory: of an array Arrow would import pandas, 0.2 s, to see whether it is of it.
+    """
+    import pyarrow as pa
+
+    return table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows.data)]))
 
 
 def require_columns(wanted: Iterable[str], there: Sequence[str], field: str) -> None:

@@ -79,7 +79,13 @@ class ArraysLearner:
             granted = _Granted(1, order.batch, number, number + 1, order.seed)
             yield granted.fit(self, examples, [batch])
 
-    def round(self, opened: object, order: Train, examples: Arrays, memory: object = None) -> "ArraysRound":
+    def among(self, mesh: Mesh) -> bool:
+        """Tell that it never has other ranks."""
+        return False
+
+    def round(
+        self, opened: object, order: Train, examples: Arrays, memory: object = None, left: object = None
+    ) -> "ArraysRound":
         """Return the round that is ordered; which dataset is ``opened`` matters to a round that is gone on with."""
         return ArraysRound(self, order, examples)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import numpy as np
+import torch
 
 from atoll.inner import evaluate
 from atoll.inner.alike import digest
@@ -63,19 +64,30 @@ class Learner(Protocol):
     def write(
         self, signature: Signature, vector: np.ndarray, keep_local: Patterns = (), local_in: str | None = None
     ) -> None: ...
-    def round(self, opened: Open, order: Train, examples: Arrays, memory: Memory | None = None) -> Work: ...
+    def among(self, mesh: Mesh) -> bool: ...  # whether it goes on as it is with these ranks; else it is built anew
+    def round(
+        self, opened: Open, order: Train, examples: Arrays, memory: Memory | None = None, left: Work | None = None
+    ) -> Work: ...  # ``left`` is what this learner was at when its group was lost
     def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]: ...
     def predict(self, examples: Arrays) -> dict[str, np.ndarray]: ...
 
 
-def make_learner(task: Task | ArraysTask, seed: int, mesh: Mesh, compute: Compute = _PLAIN) -> Learner:
-    """Return the task's model, new, from all generators at ``seed``, spread over the mesh.
+def make_learner(
+    task: Task | ArraysTask, seed: int, mesh: Mesh, compute: Compute = _PLAIN, made: torch.nn.Module | None = None
+) -> Learner:
+    """Return the task's model, new, from all generators at ``seed``, spread over the mesh. It is ``made`` where it
+    was `made_ahead` from that seed.
 
     Raises `TaskFailed` for one that cannot travel, or not be spread so.
     """
     if hands_arrays(task):
         return ArraysLearner(task, seed, mesh)
-    return ModuleLearner(cast("Task", task), seed, mesh, compute)
+    return ModuleLearner(cast("Task", task), seed, mesh, compute, made)
+
+
+def made_ahead(task: Task | ArraysTask, seed: int) -> torch.nn.Module | None:
+    """Return a module while its ranks are not there yet; None of a task that has none."""
+    return None if hands_arrays(task) else make_model(cast("Task", task), seed)
 
 
 class ModuleLearner:
@@ -83,9 +95,11 @@ class ModuleLearner:
 
     gradients: Literal[True] = True
 
-    def __init__(self, task: Task, seed: int, mesh: Mesh, compute: Compute = _PLAIN) -> None:
+    def __init__(
+        self, task: Task, seed: int, mesh: Mesh, compute: Compute = _PLAIN, made: torch.nn.Module | None = None
+    ) -> None:
         self._task, self._seed, self._mesh = task, seed, mesh
-        made = make_model(task, seed)
+        made = made if made is not None else make_model(task, seed)
         self.signature = signature_of(made)
         self._spread = parallelize(made, mesh, compute, getattr(task, "parallelize", None))
         self._module = self._spread.model
@@ -115,12 +129,31 @@ class ModuleLearner:
                 put(tensor, built[name])
         return names
 
-    def round(self, opened: Open, order: Train, examples: Arrays, memory: Memory | None = None) -> Round:
-        put_back(self._module, self._rest)
-        self._settled(order.sync.keep_local, order.local_in)
+    def among(self, mesh: Mesh) -> bool:
+        """Take other ranks, which hold the whole model too; False where it is in parts, or is to be."""
+        spread = self._spread.among(mesh)
+        if spread is not None:
+            self._mesh, self._spread = mesh, spread
+        return spread is not None
+
+    def round(
+        self, opened: Open, order: Train, examples: Arrays, memory: Memory | None = None, left: Work | None = None
+    ) -> Round:
+        """Return the round that is ordered: the one that was ``left`` when its group was lost, if it is that.
+
+        Raises `ConnectionError` when peers are lost meanwhile; what was left can be gone on with after that, too.
+        """
         if self._mesh.ranks > 1 and self._digest is None:  # all its rounds are of the same examples
             self._digest = digest(examples)
-        return Round(opened, order, self._task, self._spread, memory, self._digest or (0.0, 0.0))
+        of_examples = self._digest or (0.0, 0.0)
+        if isinstance(left, Round) and left.is_of(order):
+            left.among(self._spread, of_examples)
+            return left
+        if left is not None and memory is not None:
+            memory.carried = None  # it is in this very model, which is written anew
+        put_back(self._module, self._rest)
+        self._settled(order.sync.keep_local, order.local_in)
+        return Round(opened, order, self._task, self._spread, memory, of_examples)
 
     def evaluate(self, examples: Arrays) -> dict[str, Mean | Scores]:
         with self._spread.answering() as mode:

@@ -4,6 +4,7 @@ All ranks of the new group call this together, and look at the same states in th
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 import torch.distributed as dist
 
 from atoll.errors import Corrupt
+from atoll.inner.guests import Whereabouts, exchanged, handed, whereabouts
 from atoll.inner.mesh import Mesh
-from atoll.inner.mirror import Mirror
+from atoll.inner.mirror import MIRRORS, Mirror
 from atoll.inner.parts import Parts, packed, unpacked
 from atoll.inner.saved import Saved, complete, read, saved
 from atoll.spec.document import canonical
 
+_KEPT = 2 * MIRRORS  # states that a rank has in memory: its own and another's
 _LOOKED = 4  # steps on a disk that a rank tells others of
 log = logging.getLogger(__name__)
 
@@ -36,9 +39,12 @@ class Memory:
     """What a process has besides a disk: its place's mirror, and the round in which it lost its peers, if it did."""
 
     mirror: Mirror = field(default_factory=lambda: Mirror(()))
+    guest: Mirror = field(default_factory=lambda: Mirror(()))  # of a rank of another node
+    node: str = ""  # names this one, where there may be several
     carried: Carried | None = None
     again: bool = False  # whether the group met since the last round was done: what is mirrored is of this one
     leaving: Callable[[], bool] = lambda: False  # whether the group is to meet anew
+    _where: tuple[Mesh, Whereabouts] | None = None
 
     def states(self, mesh: Mesh, identify: Callable[[], str], folder: Path | None) -> Iterator[Carried | None]:
         """Yield the states that there are of a round, the newest of each kind first; None where this rank cannot read
@@ -60,26 +66,80 @@ class Memory:
         """
         if mesh.device is None and mesh.rank:
             return None
+        began, file = time.monotonic(), None
         (parts,) = carried.parts
+        about = {**carried.about, "cut": _cut(mesh), "part": part_at(mesh)}
         try:
-            return self.mirror.write({**carried.about, "cut": _cut(mesh), "part": part_at(mesh)}, parts)
+            file = self.mirror.write(about, parts)
         except OSError as error:
             log.warning("the round's state cannot be mirrored (%s); a lost rank costs the steps since", error.strerror)
-            return None
+        if mesh.device is not None and self.node:
+            self._pass_on(mesh, about, parts)
+            self.mirror.took(time.monotonic() - began)
+        return file
+
+    def _pass_on(self, mesh: Mesh, about: Mapping[str, Any], parts: Parts) -> None:
+        """Have a rank of another node keep what was mirrored, and keep another's: a node is lost with its memory."""
+        if self._where is None or self._where[0] is not mesh:
+            self._where = mesh, whereabouts(mesh, self.node)
+        where = self._where[1]
+        received = exchanged(where, _flat(about, parts) if where.keeper is not None else torch.empty(0))
+        if received is not None:
+            try:
+                theirs, about = unpacked(received.numpy().data, "guest")
+                self.guest.write(about, theirs)
+            except OSError as error:
+                log.warning("another node's state cannot be kept (%s); its loss costs the steps since", error.strerror)
 
     def _mirrored(self, mesh: Mesh, identity: str) -> Iterator[Carried | None]:
         told = {"round": identity, "cut": _cut(mesh)}
-        mine = {int(one["step"]): one for one in self.mirror.about() if one.items() >= told.items()}
+        kept = [(one, mirror) for mirror in (self.mirror, self.guest) for one in mirror.about()]
+        mine = {(int(one["step"]), int(one["part"][0])): (one, m) for one, m in kept if one.items() >= told.items()}
         if mesh.device is None:  # each holds the whole, and one of them has mirrored it
-            newest = max(mine, default=-1)
-            if any(row[0] >= 0 for row in mesh.gather([newest])):
-                yield _from_peers(mesh, self._read(mine[newest]) if mine else None)
+            newest = max(mine, default=(-1, 0))
+            if any(row[0] >= 0 for row in mesh.gather([newest[0]])):
+                yield _from_peers(mesh, self._read(mine, newest))
             return
-        for step in _common(mesh, mine):
-            yield self._read(mine[step])
+        there = _told(mesh, mine)
+        parts = [int(row[0]) for row in mesh.gather([part_at(mesh)[0]])]
+        for step in sorted({step for of in there for step, _ in of}, reverse=True):
+            holders = [[rank for rank, of in enumerate(there) if (step, part) in of] for part in parts]
+            if all(holders):
+                yield self._gathered(mesh, mine, step, parts, holders)
 
-    def _read(self, about: Mapping[str, Any]) -> Carried | None:
-        return _unless_corrupt(lambda: Carried(about, [self.mirror.read(about)]))
+    def _gathered(
+        self, mesh: Mesh, mine: "_Kept", step: int, parts: Sequence[int], holders: Sequence[Sequence[int]]
+    ) -> Carried | None:
+        """Return this rank's part after a step, from its own memory or that of another rank that has it."""
+        found = self._read(mine, (step, parts[mesh.rank]))
+        for rank, holding in enumerate(holders):
+            if rank in holding:
+                continue
+            lent = self._read(mine, (step, parts[rank])) if mesh.rank == holding[0] else None
+            flat = _flat(lent.about, lent.parts[0]) if lent is not None else torch.empty(0, dtype=torch.uint8)
+            flat = handed(mesh, flat, holding[0], rank)
+            if mesh.rank == rank:
+                found = _unless_corrupt(lambda flat=flat: _unpacked(flat))
+        return found
+
+    def _read(self, mine: "_Kept", which: tuple[int, int]) -> Carried | None:
+        if which not in mine:
+            return None
+        about, mirror = mine[which]
+        return _unless_corrupt(lambda: Carried(about, [mirror.read(about)]))
+
+
+# Whose step and part it is -> what goes with it, and the mirror that has it.
+_Kept = Mapping[tuple[int, int], tuple[Mapping[str, Any], Mirror]]
+
+
+def _told(mesh: Mesh, mine: _Kept) -> list[set[tuple[int, int]]]:
+    """Return of which steps each rank has which parts in its memory."""
+    pairs = [*mine, *[(-1, -1)] * _KEPT][:_KEPT]
+    rows = mesh.gather([number for pair in pairs for number in pair])
+    return [
+        {(int(step), int(part)) for step, part in zip(row[::2], row[1::2], strict=True) if step >= 0} for row in rows
+    ]
 
 
 def writes(mesh: Mesh) -> bool:
@@ -150,13 +210,18 @@ def _from_peers(mesh: Mesh, mine: Carried | None) -> Carried | None:
         return mine
     source = steps.index(newest)
     gives = mesh.rank == source
-    flat = torch.empty(0, dtype=torch.uint8)
-    if gives and mine is not None:
-        (parts,) = mine.parts
-        flat = torch.cat([torch.frombuffer(piece, dtype=torch.uint8) for piece in packed(mine.about, parts)])
+    flat = _flat(mine.about, mine.parts[0]) if gives and mine is not None else torch.empty(0, dtype=torch.uint8)
     size = torch.tensor([flat.numel()])
     dist.broadcast(size, source)
     flat = flat if gives else torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(flat, source)
+    return mine if gives else _unpacked(flat)
+
+
+def _flat(about: Mapping[str, Any], parts: Parts) -> torch.Tensor:
+    return torch.cat([torch.frombuffer(piece, dtype=torch.uint8) for piece in packed(about, parts)])
+
+
+def _unpacked(flat: torch.Tensor) -> Carried:
     parts, about = unpacked(flat.numpy().data, "peer")
     return Carried(about, [parts])

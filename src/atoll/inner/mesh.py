@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from atoll.errors import TaskFailed
@@ -102,6 +101,11 @@ class Links:
         self._before: set[int] = set()
         self._ours: set[int] = set()  # inodes: a number may be another file's by the time that it is looked at
         self._severed = False
+
+    @property
+    def severed(self) -> bool:
+        """Whether they were, and no others are there yet."""
+        return self._severed
 
     def watch(self) -> None:
         """Begin to count: what is opened from here until `seal` is the group's."""
@@ -219,14 +223,3 @@ def _device_mesh(names: tuple[str, ...], sizes: tuple[int, ...]) -> DeviceMesh:
         return init_device_mesh("cpu", sizes, mesh_dim_names=names)
     finally:
         LINKS.seal()
-
-
-def replicated(model: torch.nn.Module, mesh: Mesh) -> torch.nn.Module:
-    """Make an untouched model average its gradients over the mesh as they are computed (torch's own DDP).
-
-    `replicate` hooks the module in place, so that the user's loss sees the class it built, not a wrapper. Looking for
-    unused parameters lets a model have some; and without it DDP lays its buckets out anew after a group's first step,
-    which changes the order in which three and more ranks are added, and so the bits of a round that another group
-    begins in the middle.
-    """
-    return replicate(model, find_unused_parameters=True) if mesh.ranks > 1 else model

@@ -15,6 +15,7 @@ from typing import Any
 from atoll.errors import Corrupt
 from atoll.inner.parts import Part, Parts, about_of, packed, unpacked
 
+MIRRORS = 2  # files of a place
 _LENGTH = 8  # bytes, which a file that is being written has as zeros
 _SHARE = 0.03  # of the time that steps take, for mirroring
 _PIECES = 512  # buffers in one write; the kernel takes 1024 at most
@@ -50,9 +51,12 @@ class Mirror:
             at = _written(file, pieces[first : first + _PIECES], at)
         os.ftruncate(file, at)
         os.pwrite(file, told[:_LENGTH], 0)
-        self._since = time.monotonic()
-        self._spent = self._since - began
+        self.took(time.monotonic() - began)
         return file
+
+    def took(self, seconds: float) -> None:
+        """Hear how long it took to keep what was just written, all in all."""
+        self._since, self._spent = time.monotonic(), seconds
 
     def about(self) -> Iterator[dict[str, Any]]:
         """Yield what goes with the parts that are kept, of each file that is whole."""

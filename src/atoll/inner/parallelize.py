@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from atoll.inner.mesh import Mesh, replicated
+from atoll.inner.copies import Copies
+from atoll.inner.mesh import Mesh
 from atoll.inner.plans import AXES, blocks, check
 from atoll.spec.compute import Compute
 
@@ -25,6 +26,15 @@ class Parallel:
     model: nn.Module
     mesh: Mesh
     compute: Compute
+    copies: Copies | None = None  # at each of several ranks that hold the whole of it
+
+    def among(self, mesh: Mesh) -> "Parallel | None":
+        """Return the same model among other ranks that hold the whole of it; None where it is in parts, or is to be."""
+        if self.mesh.device is not None or mesh.device is not None:
+            return None
+        if self.copies is not None:
+            self.copies.part()
+        return _copied(self.model, mesh, self.compute)
 
     def numerics(self) -> AbstractContextManager[object]:
         """Return what the model computes within."""
@@ -46,6 +56,8 @@ class Parallel:
 
     def hold_back(self, last: bool) -> None:
         """Have the next backward pass sum gradients over ranks only if it is the step's ``last``."""
+        if self.copies is not None:
+            self.copies.summing = last
         for name in ("set_is_last_backward", "set_requires_gradient_sync"):  # what torch adds to a module it spreads
             if hasattr(self.model, name):
                 getattr(self.model, name)(last)
@@ -80,7 +92,7 @@ def parallelize(
     compute = compute or Compute()
     if mesh.device is None:
         _prepare(model, compute)
-        return Parallel(replicated(model, mesh), mesh, compute)
+        return _copied(model, mesh, compute)
     check(model, mesh, ("pipeline",) if by_task is not None else AXES)
     if by_task is not None and not mesh.has("pipeline"):
         by_task(model, mesh.device)
@@ -95,6 +107,10 @@ def parallelize(
     for stage in stages.here.values():
         _spread(stage, mesh, compute)
     return Parallel(Pipeline(stages, mesh, compute), mesh, compute)
+
+
+def _copied(model: nn.Module, mesh: Mesh, compute: Compute) -> Parallel:
+    return Parallel(model, mesh, compute, Copies(model) if mesh.ranks > 1 else None)
 
 
 def _spread(model: nn.Module, mesh: Mesh, compute: Compute) -> None:

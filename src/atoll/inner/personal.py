@@ -41,7 +41,9 @@ def shared(signature: Signature, personal: Collection[str]) -> Signature:
 
 
 def shared_part(vector: np.ndarray, signature: Signature, personal: Collection[str]) -> np.ndarray:
-    """Return what is exchanged of a vector of the whole model."""
+    """Return what is exchanged of a vector of the whole model: that itself where nothing stays."""
+    if not personal:
+        return vector
     parts: list[np.ndarray] = []
     start = 0
     for spec in signature:

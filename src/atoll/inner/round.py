@@ -103,6 +103,21 @@ class Round:
         self._due = time.monotonic() + order.checkpoint_seconds
         return True
 
+    def is_of(self, order: Train) -> bool:
+        """Tell whether this is the round that is ordered, however many ranks are to share its batches."""
+        return self._order.model_dump(exclude=_CUT) == order.model_dump(exclude=_CUT)
+
+    def among(self, spread: Parallel, examples: tuple[float, float]) -> None:
+        """Go on among other ranks with the same model, which has in it what this rank `carried`.
+
+        Raises `ConnectionError` when there is nothing that all of them can go on from: they are to meet once more, and
+        then begin anew.
+        """
+        self._spread, self._mesh, self._digest, self._began = spread, spread.mesh, examples, None
+        if not self._resume(self._memory.carried):
+            self._memory.carried = None
+            raise ConnectionError("the ranks that are left have nothing in common to go on from")
+
     def steps(self, batches: Callable[[int], Iterable[Arrays]]) -> Iterator[Step]:
         """Take the steps that are left; ``batches(first)`` gives the round's batches from its step ``first`` on.
 
@@ -313,20 +328,31 @@ class Round:
             self._model.add(summed)
         return summed
 
-    def _resume(self) -> None:
+    def _resume(self, own: Carried | None = None) -> bool:
         """Go on where the round stood, if anybody knows: a rank of the group that is gone, the mirrors, the disk.
 
         All ranks take what all of them can have, or begin anew: they hear of each other before anything is changed.
+        What is this rank's ``own`` is in the model already. Returns whether anybody knew.
         """
         if self._start is None:
-            return  # it was begun ahead, and is nowhere else
+            return False  # it was begun ahead, and is nowhere else
         for found in self._memory.states(self._mesh, self._identity, self._path):
-            fitted = self._fitted(found) if found is not None else None
-            fits = all(row[0] for row in self._mesh.gather([fitted is not None]))
-            if fits and fitted is not None and found is not None:
-                fitted.put()
+            here = found is not None and found is own
+            fitted = self._fitted(found) if found is not None and not here else None
+            if all(row[0] for row in self._mesh.gather([here or fitted is not None])) and found is not None:
+                if fitted is not None:
+                    fitted.put()
+                else:
+                    self._put_back_buffers()
                 self._go_on(found.about)
-                return
+                return True
+        return False
+
+    def _put_back_buffers(self) -> None:
+        """Undo what a step that was broken off has made of them."""
+        with torch.no_grad():
+            for name, value in self._model.named_buffers():
+                value.copy_(self._buffers[f"model.{name}"])
 
     def _fitted(self, found: Carried) -> checkpoint.Fitted | None:
         try:

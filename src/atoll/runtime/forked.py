@@ -22,7 +22,7 @@ MOST = 64  # file descriptors with one message
 # threads a fork copies one.
 _LOADING = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 _LOADED = 60.0  # seconds to import what a worker needs
-_FORKED = 30.0  # seconds to fork, of which the first for several ranks has more to import
+_FORKED = 30.0  # seconds to fork, of which the first for parts of a model has more to import
 _GROUP = 1 << 2  # pidfd_send_signal(2): to the group that the process led, whoever has its number now
 _TICK = 0.05  # seconds that who waits for a worker's end keeps others from asking
 
@@ -32,7 +32,7 @@ class Birth(Document):
 
     words: tuple[str, ...]  # of its command line, before the numbers of its pipes
     environment: dict[str, str]
-    several: bool  # ranks of one group
+    parts: bool  # its group may be one whose ranks hold parts of a model, which need more to be imported
     files: int  # that come with it, of which a full table would lose some without a word
 
 
@@ -148,7 +148,7 @@ class Nursery:
         """Begin to start it; returns at once. Raises `OSError`."""
         self._turn = threading.Lock()
         self._ready = self.hopeless = False
-        self.several = False  # whether there have been groups of several ranks, which need more to be imported
+        self.parts = False  # whether there have been groups whose ranks hold parts of a model
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -177,7 +177,7 @@ class Nursery:
         Raises `Unavailable`, after which the nursery is gone: so is a worker that it forked too late, with its pipes.
         A nursery that can fork nobody is `hopeless`: another one would be, too.
         """
-        asked = Birth(words=tuple(words), environment=dict(environment), several=self.several, files=len(fds) + 1)
+        asked = Birth(words=tuple(words), environment=dict(environment), parts=self.parts, files=len(fds) + 1)
         with self._turn:
             life, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:

@@ -267,8 +267,8 @@ class LocalExecutor:
     def start(self, layout: Layout, folder: Path) -> PipedGroup:
         folder.mkdir(parents=True, exist_ok=True)
         nursery = self._running()
-        if nursery is not None and layout.ranks > 1:
-            nursery.several = True
+        if nursery is not None and not layout.plain:
+            nursery.parts = True
         mirrors = Mirrors(layout.ranks)
 
         def begin(place: int) -> Process:

@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +30,7 @@ from atoll.runtime import worker
 from atoll.runtime.forked import LIMIT, MOST, Birth, Born, Ended, code_of
 from atoll.spec.document import parse_json
 
+_QUIET = 2.0  # seconds without a worker and without being asked for one, before more is imported
 _ARGUMENTS = 45  # where proc_pid_stat(5) tells from where to where a command line lies, after the name
 
 
@@ -50,15 +50,29 @@ class _Nursery:
         self._agent = agent
         self._watch = selectors.DefaultSelector()
         self._watch.register(agent, selectors.EVENT_READ)
+        self._growing = True
 
     def serve(self) -> None:
         """Work until the agent is gone."""
+        self._grow()
         while True:
-            for key, _ in self._watch.select():
+            idle = self._growing and len(self._watch.get_map()) == 1
+            found = self._watch.select(_QUIET if idle else None)
+            if not found:
+                self._grow()
+            for key, _ in found:
                 if key.data is not None:
                     self._look(key.data, key.fd)
                 elif not self._answer():
                     return
+
+    def _grow(self) -> None:
+        """Import more of what workers may need, until somebody asks for one."""
+        for grow in (_read_columns, _take_parts):
+            if select.select([self._agent], [], [], 0)[0]:
+                return
+            grow()
+        self._growing = False
 
     def _answer(self) -> bool:
         """Fork one worker, or say why not; return False when there will be no more requests."""
@@ -66,8 +80,8 @@ class _Nursery:
         if not told:
             return False
         birth = parse_json(Birth, told, "nursery")
-        if birth.several:
-            _grow()
+        if birth.parts:
+            _take_parts()
         born, pidfds = _fit(), list[int]()
         if not born.refused:
             try:
@@ -165,22 +179,23 @@ def _show(line: str) -> None:
     ctypes.memmove(start, os.fsencode(line)[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
-def _grow(asked: Callable[[], bool] = lambda: False) -> None:
-    """Import what ranks that exchange gradients need besides, a second of processor; stop once somebody asks."""
-    if not asked():
-        import torch.distributed.tensor  # DDP imports both with its first step
-    if not asked():
-        import torch._dynamo  # noqa: F401
+def _read_columns() -> None:
+    """Import pandas, where that is installed, as Arrow does when it makes the first array of a column."""
+    pyarrow.table({"x": [0.0]})["x"].to_numpy()
+
+
+def _take_parts() -> None:
+    """Import what ranks need that hold parts of a model, a second of processor."""
+    import torch._dynamo
+    import torch.distributed.tensor  # noqa: F401
 
 
 def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as agent:
         agent.set_inheritable(False)
-        pyarrow.table({"x": [0.0]})["x"].to_numpy()  # which imports pandas, where that is installed
         gc.collect()
         with contextlib.suppress(ConnectionError):  # the agent is gone
             agent.send(_line(_fit()))
-            _grow(lambda: bool(select.select([agent], [], [], 0)[0]))
             _Nursery(agent).serve()
     os._exit(0)  # nothing is left to do, and to tear torch down takes time
 

@@ -1,6 +1,6 @@
 """A worker process: one rank, the only place at a site where user code runs. It has no channel, no key, no journal.
 
-    python -m atoll.runtime.worker REPLY_FD [MIRROR_FD MIRROR_FD]
+    python -m atoll.runtime.worker REPLY_FD [MIRROR_FD MIRROR_FD [GUEST_FD GUEST_FD]]
 
 Orders come as JSON lines on stdin, replies leave as JSON lines on the given pipe; tensors lie in files whose paths the
 agent chose. When stdin ends the agent is gone and so is this process, in the middle of a step if need be.
@@ -26,15 +26,15 @@ import pyarrow.parquet
 import torch
 
 from atoll.data.batches import batch, split
-from atoll.data.catalogue import read_table
+from atoll.data.catalogue import read_table, rows_of
 from atoll.data.statistics import column_sums, pool
 from atoll.errors import AtollError, TaskFailed
 from atoll.inner import probe
-from atoll.inner.learner import Learner, Work, make_learner
+from atoll.inner.learner import Learner, Work, made_ahead, make_learner
 from atoll.inner.made import count, make_examples
 from atoll.inner.memory import Memory
 from atoll.inner.mesh import LINKS, Mesh, broken, join, laid_out, leave
-from atoll.inner.mirror import Mirror
+from atoll.inner.mirror import MIRRORS, Mirror
 from atoll.inner.pace import Meter
 from atoll.inner.personal import chosen, shared, shared_part
 from atoll.inner.task import Doing, load_task, require, task_failure
@@ -73,22 +73,33 @@ class Workspace:
         self.table = read_table(Path(order.path), order.format)
         self.train_rows, self.heldout_rows = split(self.table.num_rows, order.data.holdout, order.seed)
         self.ahead: Work | None = None  # a round that was begun before its order came
-        self.live: Work | None = None  # the round under way, or that lost its group
+        self.live: Work | None = None  # the round under way
+        self.left: Work | None = None  # the round that lost its group, in a model that is there yet
         self._examples: dict[bool | None, Arrays] = {}
         self._learner: Learner | None = None
+        self._made: torch.nn.Module | None = None  # from the order's seed
 
     def examples(self, heldout: bool | None) -> Arrays:
         """Return the training (False), held-out (True) or all (None) rows as arrays with one entry each."""
         if heldout not in self._examples:
             rows = {False: self.train_rows, True: self.heldout_rows, None: np.arange(self.table.num_rows)}[heldout]
-            taken = Rows(self.table.take(rows), self._statistics(), asked=heldout is None)
+            taken = Rows(rows_of(self.table, rows), self._statistics(), asked=heldout is None)
             self._examples[heldout] = make_examples(self.task, taken, self.order.seed)
         return self._examples[heldout]
 
     def meet(self, order: Open, mesh: Mesh) -> None:
         """Have other peers, under another layout perhaps; rows and examples stay."""
         self.order, self.met, self.mesh = order, mesh, _laid(mesh, order)
-        self.ahead = self._learner = None
+        self.ahead = None
+        if self._learner is not None and not self._learner.among(self.mesh):
+            self._learner = None
+        if self._learner is None:
+            self.left = None
+
+    def prepare(self) -> None:
+        """Have ready what needs no other rank: those that are left go on only once a new one has it."""
+        self.examples(False)
+        self._made = made_ahead(self.task, self.order.seed)
 
     def opened_by(self, order: Open) -> bool:
         """Tell whether this is what the order opens, whatever the layout."""
@@ -99,14 +110,19 @@ class Workspace:
         wanted = self.order.data.statistics
         return self.order.statistics or pool([column_sums(self.table, wanted, self.train_rows)])
 
-    def build(self, seed: int) -> Learner:
-        return make_learner(self.task, seed, self.mesh, self.order.compute)
-
     def learner(self) -> Learner:
         """Return the task's model, built once; whoever uses it writes its weights."""
         if self._learner is None:
-            self._learner = self.build(self.order.seed)
+            self._learner = self._built(self.order.seed)
         return self._learner
+
+    def untouched(self, seed: int) -> Learner:
+        """Return the task's model as it is built from a seed. Mostly it is the one that is then trained."""
+        return self.learner() if self._learner is None and seed == self.order.seed else self._built(seed)
+
+    def _built(self, seed: int) -> Learner:
+        made, self._made = self._made, None
+        return make_learner(self.task, seed, self.mesh, self.order.compute, made if seed == self.order.seed else None)
 
     def with_weights(self, order: Evaluate | Predict) -> Learner:
         learner, signature = self.learner(), order.signature
@@ -151,7 +167,9 @@ class Worker:
         self._mesh, self._generation = Mesh(), 0
         self._coming = self._broken = 0  # the newest generation that was announced, and the newest after a loss
         self._space: Workspace | None = None
-        self._memory = Memory(Mirror(mirror), leaving=lambda: self._coming > self._generation)
+        own, guest = Mirror(mirror[:MIRRORS]), Mirror(mirror[MIRRORS:])
+        node = os.environ.get("ATOLL_NODE", "")
+        self._memory = Memory(own, guest, node, leaving=lambda: self._coming > self._generation)
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._said = 0.0
         self._busy = threading.Event()
@@ -199,14 +217,14 @@ class Worker:
     def _form(self, form: Form) -> None:
         """Meet the others. Whoever is lost meanwhile makes another generation, whose `Form` is on its way."""
         space = self._space
-        if space is not None and space.live is not None and self._mesh.device is None:
-            self._memory.carried = space.live.carried()
-        if space is not None:
+        if space is not None and space.live is not None:
+            if space.mesh.device is None:
+                self._memory.carried, space.left = space.live.carried(), space.live
             space.live = None
         leave()
         if not form.ranks:
             os._exit(0)
-        self._generation, self._memory.again = form.generation, True
+        self._generation, self._memory.again = form.generation, form.generation > 1  # whom it follows kept something
         try:
             self._mesh = join(form.rank, form.ranks, Path(form.meeting), lambda: self._broken > form.generation)
         except (RuntimeError, OSError) as error:
@@ -256,20 +274,21 @@ class Worker:
         if self._space is None:
             raise TaskFailed("worker: an order came before any dataset was opened")
         if isinstance(order, Ready):
-            self._space.examples(False)
+            self._space.prepare()
             return Reply()
         if not isinstance(order, Train):
-            self._space.ahead = None
+            self._space.ahead = self._space.left = self._memory.carried = None
         do, doing = _DO[type(order)]
         require(self._space.task, self._space.order.task, *doing)
         return do(self, self._space, order)
 
     def initialise(self, space: Workspace, order: Initialise) -> Reply:
-        learner = space.build(order.seed)
+        learner, first = space.untouched(order.seed), space.mesh.rank == 0
         personal = chosen(learner.signature, order.keep_local)
-        vector = learner.vector()
-        if self._mesh.rank == 0:  # every rank has the same weights, and they share the file
-            save_vector(shared_part(vector, learner.signature, personal), Path(order.output))
+        if first or space.mesh.device is not None:  # ranks that hold parts read them together
+            vector = learner.vector()
+            if first:  # every rank has the same weights, and they share the file
+                save_vector(shared_part(vector, learner.signature, personal), Path(order.output))
         faults.reached("worker", "written", "initialise")
         return Reply(signature=shared(learner.signature, personal))
 
@@ -289,8 +308,8 @@ class Worker:
     def train(self, space: Workspace, order: Train) -> Reply | None:
         work, space.ahead = space.ahead, None
         if work is None or not work.ordered(order):
-            work = space.learner().round(space.order, order, space.examples(False), self._memory)
-        self._memory.carried, self._memory.again, space.live = None, False, work
+            work = space.learner().round(space.order, order, space.examples(False), self._memory, space.left)
+        self._memory.carried, self._memory.again, space.live, space.left = None, False, work, None
         meter = Meter(space.mesh, space.learner().demand, space.order.compute.precision)
         for step in faults.along("worker", "step", "train", work.steps(space.batches_of(order))):
             meter.step(step)

@@ -1,0 +1,95 @@
+"""What a lost group had mirrored is written where the next one looks for it, and nothing that is not whole."""
+
+import itertools
+import logging
+import os
+
+import pytest
+import torch
+
+from atoll.inner.mirror import Mirror
+from atoll.inner.parts import Part
+from atoll.inner.saved import complete, read, saved
+from atoll.runtime.rescue import rescue
+from atoll.spec.plan import Layout
+
+
+@pytest.fixture
+def places():
+    made = [[os.memfd_create("mirror") for _ in range(2)] for _ in range(3)]
+    yield made
+    for file in itertools.chain(*made):
+        os.close(file)
+
+
+def write(files, steps, part, parts):
+    mirror = Mirror(files)
+    for step in steps:
+        value = Part(torch.tensor([10.0 * step + part]), (part,), (parts,))
+        mirror.write({"step": step, "part": [part, parts], "round": "r"}, {"x": value})
+
+
+def test_the_newest_step_that_all_parts_have_is_written(places, tmp_path):
+    write(places[0], [3, 4], 0, 2)
+    write(places[1], [4, 5], 1, 2)
+    write(places[2], [3, 4], 0, 2)  # a copy of the first
+    assert rescue(places, tmp_path / "round") == 4
+    ((first, second),) = complete(saved(tmp_path / "round"))
+    assert sorted(float(read(one)[0]["x"].value) for one in (first, second)) == [40.0, 41.0]
+    assert read(first)[1]["round"] == "r"
+    assert len(list((tmp_path / "round").iterdir())) == 2
+
+
+def test_without_a_step_of_all_parts_nothing_is_written(places, tmp_path):
+    write(places[0], [3, 4], 0, 2)
+    write(places[1], [5, 6], 1, 2)
+    assert rescue(places, tmp_path / "round") is None
+    assert rescue([], tmp_path / "round") is None
+    assert not (tmp_path / "round").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x40" + bytes(7) + b"no words of ours",
+        b"\xff" * 16,
+        b"\x02" + bytes(7) + b"{}",
+        bytes(16),
+    ],
+)
+def test_what_is_no_mirror_is_left_alone(places, tmp_path, data):
+    os.pwrite(places[0][0], data, 0)
+    assert rescue(places, tmp_path / "round") is None
+
+
+@pytest.mark.parametrize(
+    "about", [{"step": -1}, {"step": 10**12}, {"part": [2, 2]}, {"part": ["../x", 2]}, {"part": 7}]
+)
+def test_a_mirror_that_says_what_no_rank_says_names_no_file(places, tmp_path, about):
+    Mirror(places[0]).write({"step": 1, "part": [0, 1], **about}, {})
+    assert rescue(places, tmp_path / "round") is None
+
+
+def test_a_disk_without_room_costs_a_line_in_the_log(places, tmp_path, caplog):
+    write(places[0], [1], 0, 1)
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        assert rescue(places, tmp_path / "file") is None
+    assert "what the lost group had done since its last checkpoint is lost, too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("layout", "fewer"),
+    [
+        ({"data": 3}, {"data": 2}),
+        ({"data": 2, "tensor": 2}, {"tensor": 2}),
+        ({"shard": 4}, {"shard": 3}),
+        ({"shard": 2, "pipeline": 2}, {"pipeline": 2}),
+        ({"tensor": 6}, {"tensor": 3}),
+        ({"expert": 4, "pipeline": 3}, {"expert": 2, "pipeline": 3}),
+        ({"pipeline": 3}, {}),
+    ],
+)
+def test_the_next_smaller_layout_divides_what_this_one_divides(layout, fewer):
+    assert Layout(**layout).fewer == Layout(**fewer)
+    assert Layout().fewer is None
