@@ -72,18 +72,38 @@ class Any(nn.Module):
         return self.head(x)
 
 
-def _causal(kind, **more):
+def _causal(kind, config="", **more):
     import transformers
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False, **more}
-    return getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes))
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False, "pad_token_id": 0, **more}
+    return getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, config or f"{kind}Config")(**sizes))
+
+
+def _adapted(model, **options):
+    """Put adapters beside all linear layers, of which none is zero: each has a gradient from the first step on."""
+    from atoll.tasks.pretrained import Lora, adapt
+
+    adapt(model, Lora(rank=3, **options))
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 _MODELS = {
-    "llama": lambda: _causal("Llama"),
+    "llama": lambda: _causal("Llama", attention_bias=True),
     "tied llama": lambda: _causal("Llama", tie_word_embeddings=True),
     "qwen": lambda: _causal("Qwen3"),
+    "gemma": lambda: _causal("Gemma3", "Gemma3TextConfig", sliding_window=6),
+    "phi": lambda: _causal("Phi3"),
+    "olmo": lambda: _causal("Olmo2"),
+    "latent": lambda: _causal("MiniCPM3", num_key_value_heads=4, q_lora_rank=12, kv_lora_rank=10),
+    "mixtral": lambda: _causal("Mixtral", num_local_experts=4),
+    "lora llama": lambda: _adapted(_causal("Llama")),
+    "lora dropped": lambda: _adapted(_causal("Llama", attention_bias=True), dropout=0.3),
+    "lora gemma": lambda: _adapted(_causal("Gemma3", "Gemma3TextConfig")),
+    "lora phi": lambda: _adapted(_causal("Phi3")),
     "dense": lambda: GPT(_DENSE),
     "sparse": lambda: GPT(replace(_DENSE, experts=4)),
     "three heads": lambda: GPT(replace(_DENSE, width=33, heads=3)),

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from importlib.util import find_spec
 
 import pytest
 
@@ -120,13 +119,6 @@ def test_ranks_that_disagree_are_named_before_they_train_apart(groups, odd, degr
     with pytest.raises(AssertionError, match=f"TaskFailed: {words}"):
         groups[Layout(**degrees).ranks].learn(Case(Layout(**degrees), odd=odd))
     assert equal(groups, Case(Layout(**degrees))), "the group is fit for the next"
-
-
-@pytest.mark.skipif(not find_spec("transformers"), reason="the extra `causal` is not installed here")
-@pytest.mark.parametrize("degrees", [{"tensor": 2}, {"shard": 2}, {"shard": 2, "tensor": 2}], ids=named)
-@pytest.mark.parametrize("model", ["llama", "tied llama", "qwen"])
-def test_a_model_of_transformers_follows_its_own_plan(groups, model, degrees):
-    assert equal(groups, Case(Layout(**degrees), model=model))
 
 
 @pytest.mark.slow

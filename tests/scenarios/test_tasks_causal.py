@@ -82,14 +82,13 @@ def test_a_step_trains_the_adapter_and_leaves_the_frozen_tensors_as_they_are(tmp
 
 
 def test_neither_a_checkpoint_nor_what_stays_at_rest_holds_the_frozen_tensors(task):
-    from atoll.inner.checkpoint import tensors_of
+    from atoll.inner.checkpoint import state_of
     from atoll.inner.vector import at_rest
 
     model = make_model(task, 0)
-    assert {name.removeprefix("model.") for name in tensors_of(model, None, None)} >= set(model.state_dict())
-    assert not any(
-        "base_layer" in name or "embed" in name for name in (*tensors_of(model, None, None), *at_rest(model))
-    )
+    kept = state_of(model, None, {})
+    assert {name.removeprefix("model.") for name in kept} >= set(model.state_dict())
+    assert not any("base_layer" in name or "embed" in name for name in (*kept, *at_rest(model)))
 
 
 def test_dropout_is_drawn_by_the_seed_of_the_step(files):

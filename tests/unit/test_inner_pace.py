@@ -129,7 +129,7 @@ class Line:
 
 def test_each_step_tells_its_own_seconds_and_share():
     model = nn.Linear(2, 1)
-    sgd = make(Optimiser(kind="sgd", rate=0.1), model.parameters())
+    sgd = make(Optimiser(kind="sgd", rate=0.1), model)
     batches = [{"x": torch.ones(4, 2)}, {"x": torch.ones(3, 2)}]
     steps = list(training_steps(Line(), parallelize(model, Mesh()), sgd, batches, Start(seed=0)))
     assert [step.load for step in steps] == [Load(4, None, 1, True), Load(3, None, 1, True)]

@@ -33,7 +33,7 @@ class Line:
 def steps(task, count=3, start=None, x=1.0):
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
-    sgd = make(Optimiser(kind="sgd", rate=0.1), model.parameters())
+    sgd = make(Optimiser(kind="sgd", rate=0.1), model)
     batches = [{"x": torch.full((4, 1), x), "index": torch.arange(4)} for _ in range(count)]
     return list(training_steps(task, parallelize(model, Mesh()), sgd, batches, start or Start(seed=0)))
 

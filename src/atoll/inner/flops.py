@@ -119,6 +119,7 @@ def _of_position(model: nn.Module) -> float:
     if isinstance(layers, int) and isinstance(heads, int):
         width = getattr(config, "hidden_size", 0)
         head = getattr(config, "head_dim", None)
+        layers = min(layers, len(blocks(model)) or layers)  # a stage has some of them
         return 12.0 * layers * (heads * head if isinstance(head, int) else width)
     widths = plan_of(model, "pipeline_widths")
     if widths is None or not isinstance(plan_of(model, "heads"), int):

@@ -23,6 +23,7 @@ from torch.distributed.pipelining import (
 from atoll.errors import TaskFailed
 from atoll.inner.mesh import Mesh
 from atoll.inner.plans import check_stages, plan_of
+from atoll.inner.stages import answer_of
 from atoll.inner.whole import described, room, whole
 from atoll.spec.compute import Compute
 
@@ -34,6 +35,7 @@ _SCHEDULES: dict[str, Any] = {
     "interleaved": ScheduleInterleaved1F1B,
     "zero_bubble": ScheduleInterleavedZeroBubble,
 }
+_ONE = "layout.pipeline: loss must call model(x) with one tensor, whose first dimension is the batch's"
 _STAGES = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero_bubble": 2}  # of each rank
 
 
@@ -72,7 +74,9 @@ class Pipeline(nn.Module):
         self._widths: tuple[int, int] = plan_of(next(iter(stages.here.values())), "pipeline_widths")
         self._group = mesh.axis("pipeline").get_group()
         self._places, here = stages.places, mesh.place("pipeline")
-        self.elsewhere = frozenset(name for name, place in stages.places.items() if place != here)
+        # A table of positions, which is computed, may be in several stages.
+        own = {*self.state_dict(), *dict(self.named_parameters()), *dict(self.named_buffers())}
+        self.elsewhere = frozenset(name for name, place in stages.places.items() if place != here) - own
         self._known: dict[tuple[int, ...], _Schedule] = {}
 
     def step(self, loss: Loss, batch: Batch, weight: float) -> float:
@@ -87,8 +91,9 @@ class Pipeline(nn.Module):
             schedule = self._known[tuple(asked.shape)] = _Schedule(self, asked)
         return schedule.run(loss, batch, asked, weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *given: Any, **named: Any) -> Any:
         """Return the answer, at every rank, without a gradient: each stage's result goes to all."""
+        x = _tensor_of((*given, *named.values()))
         positions, ranks = x.shape[:2], self._mesh.layout.pipeline
         for number in range(self._count):
             width = self._widths[number == self._count - 1]
@@ -98,7 +103,7 @@ class Pipeline(nn.Module):
             else:
                 x = torch.empty((*positions, width))
             dist.broadcast(x, group=self._group, group_src=number % ranks)
-        return x
+        return answer_of(next(iter(self.stages.values())), x)
 
     def tell(self, name: str, value: torch.Tensor) -> None:
         """Give a tensor's value to all ranks from the one that has it, in place."""
@@ -252,8 +257,8 @@ class _Answer(_Stand):
         super().__init__(of)
         self.__dict__["_answer"] = answer
 
-    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
-        return self.__dict__["_answer"]
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return answer_of(self.__dict__["_of"], self.__dict__["_answer"])
 
 
 def asked_of(loss: Loss, pipeline: Pipeline, batch: Batch) -> torch.Tensor:
@@ -261,10 +266,15 @@ def asked_of(loss: Loss, pipeline: Pipeline, batch: Batch) -> torch.Tensor:
     try:
         loss(_Ask(pipeline), batch)
     except _Called as called:
-        tensors = [value for value in called.given if isinstance(value, torch.Tensor)]
-        if len(tensors) != 1 or tensors[0].ndim < 2 or len(tensors[0]) != len(next(iter(batch.values()))):
-            raise TaskFailed(
-                "layout.pipeline: loss must call model(x) with one tensor, whose first dimension is the batch's"
-            ) from None
-        return tensors[0]
+        asked = _tensor_of(called.given)
+        if len(asked) != len(next(iter(batch.values()))):
+            raise TaskFailed(_ONE) from None
+        return asked
     raise TaskFailed("loss does not call model(...), which a pipeline's first stage would begin with; call it")
+
+
+def _tensor_of(given: Sequence[Any]) -> torch.Tensor:
+    tensors = [value for value in given if isinstance(value, torch.Tensor)]
+    if len(tensors) != 1 or tensors[0].ndim < 2:
+        raise TaskFailed(_ONE) from None
+    return tensors[0]

@@ -8,11 +8,13 @@ A model carries what it can: `tp_plan`, `context_plan`, `expert_plan`, `pipeline
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from atoll.errors import TaskFailed
+from atoll.inner import stages
 from atoll.inner.mesh import Mesh
 
 # The degrees that ask something of a model, and what of.
@@ -22,20 +24,37 @@ AXES = {
     "expert": "expert_plan",
     "pipeline": "pipeline_split",
 }
+# Transformers' words, also of older releases, for how `atoll.inner.tensor` cuts a module over ranks; by the last three
+# it is whole at each of them.
+_CUT = ("colwise", "rowwise", "colwise_gather_output", "colwise_rep", "rowwise_split_input", "rowwise_rep")
+_CUT += ("embedding_rowwise", "embedding_colwise")
+_WHOLE = ("moe_tp_experts", "mla_kv_a_proj", "replicate")
+WAYS = (*_CUT, "replicated_with_grad_allreduce", *_WHOLE)
 
 
 def planned(model: nn.Module, patterns: Iterable[str]) -> Iterator[tuple[str, str, nn.Module]]:
     """Yield pattern, name and module for each module whose name fits a pattern, in which ``*`` is a number."""
+    modules = dict(model.named_modules())
+    for pattern, name in _named(patterns, modules):
+        yield pattern, name, modules[name]
+
+
+def _named(patterns: Iterable[str], names: Iterable[str]) -> Iterator[tuple[str, str]]:
     known = {pattern: re.compile(re.escape(pattern).replace(r"\*", r"\d+")) for pattern in patterns}
-    for name, module in model.named_modules():
-        for pattern, names in known.items():
-            if names.fullmatch(name):
-                yield pattern, name, module
+    for name in names:
+        for pattern, fitting in known.items():
+            if fitting.fullmatch(name):
+                yield pattern, name
 
 
 def plan_of(model: nn.Module, name: str) -> Any:
     """Return what a model carries under a name; None when it carries none."""
-    return getattr(model, name, None) or None
+    found = getattr(model, name, None) or None
+    if found is None and name == AXES["pipeline"] and stages.layers_of(model):
+        return partial(stages.split, model)
+    if found is None and name == AXES["context"] and getattr(model, "_supports_attention_backend", False):
+        return {str(model.base_model_prefix): "positions"} if stages.layers_of(model) else None
+    return found
 
 
 def check(model: nn.Module, mesh: Mesh, axes: Collection[str]) -> None:
@@ -52,25 +71,75 @@ def check(model: nn.Module, mesh: Mesh, axes: Collection[str]) -> None:
             raise TaskFailed(f"layout.{axis}: {called} has no module in its {plan}; set {axis} to 1")
     if "tensor" not in axes:
         return
-    _divides("tensor", layout.tensor, heads(model), "heads")
-    _divides("expert", layout.expert, plan_of(model, "experts"), "experts")
+    asked, answering = _heads(model)
+    few = f"{asked} heads" if asked == answering else f"{asked} heads and {answering} of keys and values"
+    _divides("tensor", layout.tensor, heads(model), few)
+    _divides("expert", layout.expert, plan_of(model, "experts"), f"{plan_of(model, 'experts')} experts")
+    if mesh.has("tensor") and (words := uncut(model, layout.tensor)):
+        raise TaskFailed(words)
 
 
 def heads(model: nn.Module) -> object:
     """Return how many heads there are to share, of a transformers model those of keys and values, too."""
+    asked, answering = _heads(model)
+    return math.gcd(asked, answering) if isinstance(asked, int) and isinstance(answering, int) else asked
+
+
+def _heads(model: nn.Module) -> tuple[object, object]:
     config = plan_of(model, "config")
     asked, answering = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
-    if isinstance(asked, int):
-        return math.gcd(asked, answering) if isinstance(answering, int) else asked
-    return plan_of(model, "heads")
+    if not isinstance(asked, int):
+        asked = answering = plan_of(model, "heads")
+    return asked, answering if isinstance(answering, int) else asked
 
 
 def _divides(axis: str, degree: int, number: object, what: str) -> None:
     if degree == 1 or not isinstance(number, int) or number % degree == 0:
         return
-    raise TaskFailed(
-        f"layout.{axis}: {degree} does not divide the model's {number} {what}; set it to {nearest(degree, number)}"
-    )
+    raise TaskFailed(f"layout.{axis}: {degree} does not divide the model's {what}; set it to {nearest(degree, number)}")
+
+
+def cuts(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield name, module and the way it is cut for what the `tp_plan` names, but for modules that share a parameter.
+
+    Nor for those without any, which stand for a part of the model that is in another stage.
+    """
+    plan, uses = plan_of(model, "tp_plan") or {}, holders(model)
+    for pattern, name, module in planned(model, plan):
+        if {uses[id(parameter)] for parameter in module.parameters()} == {1}:
+            yield name, module, plan[pattern]
+
+
+def base(module: nn.Module) -> nn.Module:
+    """Return the layer that an adapter of peft was put beside; of another module, itself."""
+    found = getattr(module, "base_layer", None)
+    return found if isinstance(found, nn.Module) else module
+
+
+def uncut(model: nn.Module, degree: int) -> str:
+    """Return why the model's `tp_plan` cannot be followed over so many ranks, "" where it can."""
+    called = type(model).__name__
+    mend = "set tensor to 1 and use shard, or give the task a method parallelize(model, mesh)"
+    whole: list[str] = []
+    for name, module, way in cuts(model):
+        layer, of = base(module), f"layout.tensor: {called}'s tp_plan cuts {name} by {way!r}"
+        if way not in WAYS:
+            return f"{of}, and known are {', '.join(WAYS)}; {mend}"
+        if way in _WHOLE:
+            whole.append(f"{name}.")
+        if way in _CUT and not isinstance(layer, nn.Linear | nn.Embedding):
+            return f"{of}, and it is a {type(layer).__name__}, no linear layer or embedding; {mend}"
+        if layer is not module and (not hasattr(module, "lora_B") or getattr(module, "lora_variant", None)):
+            return f"{of}, and beside it is an adapter other than plain LoRA; take that, or {mend}"
+        side = {"colwise": 0, "rowwise": 1}.get(way)
+        if side is not None and isinstance(layer, nn.Linear) and (size := layer.weight.shape[side]) % degree:
+            least = math.gcd(size, share) if isinstance(share := heads(model), int) else size
+            return f"{of}, and {degree} does not divide its {size} numbers; set tensor to {nearest(degree, least)}"
+    plan = plan_of(model, "tp_plan") or {}
+    for pattern, name in _named(plan, (name for name, _ in model.named_parameters())):
+        if not name.startswith(tuple(whole)):
+            return f"layout.tensor: {called}'s tp_plan cuts {name} by {plan[pattern]!r}, and it is no module; {mend}"
+    return ""
 
 
 def nearest(degree: int, number: int) -> int:
@@ -80,12 +149,12 @@ def nearest(degree: int, number: int) -> int:
 
 def check_stages(model: nn.Module, ranks: int, each: int) -> None:
     """Raise `TaskFailed` where a pipeline's stages, so many at each rank, are more than the model's `layers`."""
-    layers = plan_of(model, "layers")
-    if not isinstance(layers, int) or ranks * each <= layers:
+    layers = plan_of(model, "layers") or stages.layers_of(model)
+    if not isinstance(layers, int) or not layers or ranks * each <= layers:
         return
-    stages = f"{ranks} ranks" if each == 1 else f"{ranks} ranks of {each} stages (compute.schedule)"
+    many = f"{ranks} ranks" if each == 1 else f"{ranks} ranks of {each} stages (compute.schedule)"
     mend = f"set it to {layers // each}" if layers >= 2 * each else "set it to 1"
-    raise TaskFailed(f"layout.pipeline: {stages} for the model's {layers} layers, where each stage has one; {mend}")
+    raise TaskFailed(f"layout.pipeline: {many} for the model's {layers} layers, where each stage has one; {mend}")
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from atoll.inner import chance
-from atoll.inner.plans import AXES, blocks, heads, holders, plan_of, planned
+from atoll.inner import chance, stages
+from atoll.inner.plans import AXES, blocks, cuts, heads, plan_of, planned, uncut
 from atoll.spec.fleet import Degree, ModelShape
 from atoll.spec.task import Task
 
@@ -30,6 +30,8 @@ def describe(task: Task, model: nn.Module, batch: Mapping[str, torch.Tensor], se
     few = {name: values[:_EXAMPLES].clone() for name, values in batch.items()}  # a part would count as the whole of it
     seen = _Seen(len(next(iter(few.values()))), {_place(p) for p in model.parameters()})
     seconds = _passed(task, model, few, found, seen, seed)
+    # Frozen tensors below an adapter are no part of the state: the measured worker holds them beside all this.
+    kept = {id(value) for value in model.state_dict(keep_vars=True).values()}
     shape = ModelShape(
         axes=_axes(model),
         layers=len(found),
@@ -38,10 +40,13 @@ def describe(task: Task, model: nn.Module, batch: Mapping[str, torch.Tensor], se
         positions=seen.positions,
         width=seen.width,
         activation_bytes=seen.bytes // seen.examples,
-        block_parameters=_count(p for block in found for p in block.parameters()),
-        tensor_parameters=_cut(model),
+        block_parameters=_count(kept, (p for block in found for p in block.parameters())),
+        tensor_parameters=_count(
+            kept, (p for _, module, way in cuts(model) if "wise" in way for p in module.parameters())
+        ),
         expert_parameters=_count(
-            p for _, _, module in planned(model, plan_of(model, "expert_plan") or ()) for p in module.parameters(False)
+            kept,
+            (p for _, _, one in planned(model, plan_of(model, "expert_plan") or ()) for p in one.parameters(False)),
         ),
     )
     return Described(shape, seconds / seen.examples)
@@ -95,24 +100,19 @@ def _axes(model: nn.Module) -> tuple[Degree, ...]:
     carried: list[Degree] = []
     for axis, plan in AXES.items():
         names = plan_of(model, plan)
-        if names and (axis == "pipeline" or any(True for _ in planned(model, names))):
+        if not names or (axis != "pipeline" and not any(True for _ in planned(model, names))):
+            continue
+        if not (axis == "tensor" and uncut(model, 1)) and not (axis == "pipeline" and _tied(model)):
             carried.append(cast("Degree", axis))
     return tuple(carried)
 
 
-def _cut(model: nn.Module) -> int:
-    """Count what the tensor plan cuts: matrices that are no other module's, too."""
-    plan, uses = plan_of(model, "tp_plan") or {}, holders(model)
-    return _count(
-        parameter
-        for pattern, _, module in planned(model, plan)
-        if "wise" in plan[pattern] and not any(uses[id(p)] > 1 for p in module.parameters())
-        for parameter in module.parameters()
-    )
+def _tied(model: nn.Module) -> bool:
+    return stages.layers_of(model) > 0 and bool(stages.unsplit(model))
 
 
-def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum({id(p): p.numel() for p in parameters}.values())
+def _count(kept: set[int], parameters: Iterable[nn.Parameter]) -> int:
+    return sum({id(p): p.numel() for p in parameters if id(p) in kept}.values())
 
 
 def _number(value: object) -> int:

@@ -225,15 +225,20 @@ def _checked(loss: object, step: int) -> torch.Tensor:
 
 
 def _not_finite(mesh: Mesh, value: float, batch: Batch, at: Start, step: int) -> str:
-    """Return the sentence. Every rank saw the sum that is not finite, so all are here, and all say the same."""
+    """Return the sentence. Every rank saw the sum that is not finite, so all are here, and all say the same.
+
+    Of copies one rank writes checkpoints, and of parts each writes its own: what all who do have written is whole.
+    """
     names = sorted(batch)
     spoilt = [batch[name].is_floating_point() and not bool(batch[name].isfinite().all()) for name in names]
-    ranks = mesh.gather([value, *spoilt])
+    mine = at.kept()
+    ranks = mesh.gather([value, -1 if mine is None else mine, *spoilt])
     rank = next((number for number, row in enumerate(ranks) if not math.isfinite(row[0])), 0)
     where = f" at rank {rank}" if mesh.ranks > 1 else ""
-    kept = f", and the last good checkpoint is of step {at.kept()}" if at.kept() is not None else ""
+    last = min((int(row[1]) for row in ranks if row[1] >= 0), default=None)
+    kept = f", and the last good checkpoint is of step {last}" if last is not None else ""
     words = f"loss is {ranks[rank][0]:g} at step {step + 1} of the run{where}{kept}; "
-    bad = [repr(name[:40]) for column, name in enumerate(names, 1) if any(row[column] for row in ranks)]
+    bad = [repr(name[:40]) for column, name in enumerate(names, 2) if any(row[column] for row in ranks)]
     if bad:
         holds = "holds" if len(bad) == 1 else "hold"
         return f"{words}{', '.join(bad[:4])} {holds} values that are not finite: fill or drop them in examples()"
