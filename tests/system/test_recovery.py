@@ -103,6 +103,7 @@ def test_a_ring_is_broken_for_those_who_are_not_neighbours_of_the_lost(sites):
 def test_a_notice_costs_no_step_and_no_example(sites):
     site = sites(data=2)
     site.fault("SIGTERM", 1, 4)  # nothing is broken, so nothing is done twice
+    (site.folder / "slow").touch()  # so that the other is there before the last step
     site.train()
     told = site.seen()
     assert len({pid for pid, _, _ in told}) == 3
@@ -128,12 +129,15 @@ def test_a_group_that_is_given_up_leaves_its_mirrors_to_the_next_of_any_layout(s
     site, whole, ranks = sites(**before), sites(data=1), Layout(**before).ranks
     doom = site.folder / f"doomed-{ranks - 1}"
     doom.write_text(str(8 * ranks))  # each that takes the place is lost at once, too
+    slow = site.folder / "slow"
+    slow.touch()  # so that there is time for mirrors on a busy machine
     folder = site.folder / "round"
     with pytest.raises(Unavailable):
         site.train(checkpoint=str(folder))
     assert not folder.exists(), "no checkpoint was due"
     site.group.close()
     doom.unlink()
+    slow.unlink()
     lost = len(site.seen())
     site.begin(Layout(**after), Compute())
     found = site.train(checkpoint=str(folder))

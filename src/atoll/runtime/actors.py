@@ -35,6 +35,7 @@ from atoll.spec.plan import Layout
 _READY = 60.0  # seconds that Ray has to start, or to let this site join
 _SLACK = 10.0  # seconds beyond a rank's grace that its actor has to end
 _WORDS = 4096  # bytes of a sentence
+_DUMB = 10.0  # seconds without an answer after which a node is taken to hang; Ray's own time is up to a minute
 # What Ray's own settings and the owner's token are in, besides what any Python needs. An address is the document's.
 _ALSO, _NEVER = ("PYTHONPATH", "SSL_CERT_FILE"), ("RAY_ADDRESS", "RAY_NAMESPACE")
 
@@ -96,7 +97,7 @@ class Driver:
     def failed(self) -> str:
         """Return why it ended without connecting, if it did; "" when it is at work."""
         with self._turn:
-            if not self._told and select.select([self._control], [], [], 0)[0]:
+            if not self._told and self._control.fileno() >= 0 and select.select([self._control], [], [], 0)[0]:
                 self._told = self._heard(GRACE)
             return self._told.get("failed", "")
 
@@ -125,12 +126,18 @@ class Driver:
 
 
 class Actor:
-    """One rank as the agent sees it; ``words`` is a pipe that tells how it ended, and closes when nothing is left."""
+    """One rank as the agent sees it; ``words`` is a pipe that tells how it is, and closes when nothing is left."""
 
     def __init__(self, driver: Driver, asked: dict[str, Any]) -> None:
         """Ask the driver for it. Raises `Unavailable`."""
-        self._driver, self._group = driver, asked["group"]
+        self._driver = driver
+        self._me = {"group": asked["group"], "life": asked["life"]}
         self.rest = b""
+        self.hopeless = False  # whether it ended because no node had room for it
+        self._part = b""
+        self._ended = ""
+        self._computed: float | None = None
+        self._asked = 0.0  # when that was asked for, 0 while the answer is here
         pipes: list[int] = []
         try:
             for _ in range(3):
@@ -151,23 +158,51 @@ class Actor:
                 os.close(pipe)
         os.set_blocking(self.orders, False)
 
-    def computed(self) -> None:
-        """Say that it is not known here: Ray itself sees to nodes that fall silent."""
+    def computed(self) -> float | None:
+        """Return what its node told last, and ask anew; None while it is waited for.
+
+        What a node tells that hangs does not change any more, and so the rank is lost.
+        """
+        self._hear(0.0)
+        if self._asked:
+            return None if time.monotonic() - self._asked < _DUMB else self._computed or 0.0
+        self._asked = time.monotonic()
+        self._tell("computed")
+        return self._computed
 
     def kill(self) -> None:
-        """Nobody calls it: who is not known to compute is not held to be silent."""
+        self._tell("kill")
 
     def ended(self) -> bool:
-        return False  # its actor closes the replies, whoever holds the worker's own pipe
+        return False  # its seat closes the replies, whoever holds the worker's own pipe
 
     def died(self) -> Unavailable:
-        said = os.read(self._words, _WORDS) if select.select([self._words], [], [], GRACE)[0] else b""
-        words = said.decode(errors="replace").partition("\n")[0] or self._driver.failed()
+        deadline = time.monotonic() + GRACE
+        while not self._ended and self._hear(deadline - time.monotonic()):
+            pass
+        words = self._ended or self._driver.failed()
         return Unavailable(f"worker: {words or 'its rank ended with the process of Ray; look at ray.log'}")
 
+    def _hear(self, seconds: float) -> bool:
+        """Take what the driver tells of it, if that comes in time; return whether it came."""
+        if not select.select([self._words], [], [], max(0.0, seconds))[0]:
+            return False
+        data = os.read(self._words, _WORDS)
+        *lines, self._part = (self._part + data).split(b"\n")
+        for line in lines:
+            told = json.loads(line)
+            if "computed" in told:
+                self._computed, self._asked = told["computed"], 0.0
+            self._ended = self._ended or told.get("ended", "")
+            self.hopeless = self.hopeless or told.get("hopeless", False)
+        return bool(data)
+
+    def _tell(self, what: str) -> None:
+        with contextlib.suppress(Unavailable):  # the driver has ended, and its pipes tell so
+            self._driver.say({**self._me, "what": what})
+
     def end(self, deadline: float) -> None:
-        with contextlib.suppress(Unavailable):  # it has ended already
-            self._driver.say({"group": self._group})
+        self._tell("end")
         while self._words >= 0:
             left = deadline + _SLACK - time.monotonic()
             if left < 0 or not select.select([self._words], [], [], left)[0]:
@@ -181,10 +216,36 @@ class Actor:
 class ActorGroup(PipedGroup):
     """Before they open a dataset the ranks are given the job's code, for the nodes that they are on."""
 
-    def __init__(self, ranks: list[Actor], meeting: Path, mark: Path) -> None:
-        super().__init__(ranks, meeting)
-        self._mark = mark
+    def __init__(self, driver: Driver, number: int, folder: Path, silence: float) -> None:
+        name = uuid.uuid4().hex
+        self._actors: list[Actor] = []
+        super().__init__(self._actors, folder / f"meeting-{name}", silence, self._taking)
+        self._driver, self._number, self._folder = driver, number, folder
+        self._mark = folder / f"group-{name}"
+        self._mark.touch()
+        self._last: dict[int, Actor] = {}  # place -> who was started for it last
+        self._lives = 0
         self._sent = ""
+
+    def begin(self, ranks: int) -> None:
+        """Ask for all ranks at once. Raises `Unavailable`."""
+        berth = {"folder": str(self._folder), "mark": self._mark.name, "version": atoll.__version__}
+        fault = faults.handed_on("worker")
+        for place in range(ranks):
+            self._actors.append(self._asked_for(place, what="begin", ranks=ranks, berth=berth, fault=fault))
+
+    def _taking(self, place: int) -> Actor:
+        """Ask for a rank that takes another's place; where no node had room for one, there is no other."""
+        if self._last[place].hopeless:
+            raise self._last[place].died()
+        self._sent = ""  # it may be on a node that has no code yet
+        return self._asked_for(place, what="again", fault=faults.handed_on("worker"))
+
+    def _asked_for(self, place: int, **more: Any) -> Actor:
+        asked = {"group": self._number, "place": place, "life": self._lives, **more}
+        self._lives += 1
+        self._last[place] = Actor(self._driver, asked)
+        return self._last[place]
 
     def lines(self, order: Order) -> bytes:
         line = super().lines(order)
@@ -192,6 +253,10 @@ class ActorGroup(PipedGroup):
             return line
         self._sent = order.bundle
         return _code(Path(order.bundle)).model_dump_json().encode() + b"\n" + line
+
+    def rest(self) -> None:
+        with contextlib.suppress(Unavailable):  # the driver has ended, and with it what they held
+            self._driver.say({"group": self._number, "what": "rest"})
 
     def close(self) -> None:
         super().close()
@@ -240,18 +305,13 @@ class RayExecutor:
 
     def start(self, layout: Layout, folder: Path) -> ActorGroup:
         folder.mkdir(parents=True, exist_ok=True)
-        driver, name = self._running(), uuid.uuid4().hex
+        driver = self._running()
         with self._turn:
             self._groups += 1
             number = self._groups
-        meeting, mark = folder / f"meeting-{name}", folder / f"group-{name}"
-        mark.touch()
-        ranks: list[Actor] = []
-        group = ActorGroup(ranks, meeting, mark)
-        berth = {"folder": str(folder), "mark": mark.name, "version": atoll.__version__}
-        asked = {"group": number, "ranks": layout.ranks, "berth": berth, "fault": faults.handed_on("worker")}
+        group = ActorGroup(driver, number, folder, self._choice.silence)
         try:
-            ranks.extend(Actor(driver, asked) for _ in range(layout.ranks))
+            group.begin(layout.ranks)
         except Unavailable:
             group.close()
             raise

@@ -1,4 +1,4 @@
-"""The process that holds a site's connection to Ray: a driver that seats ranks in placement groups.
+"""The process that holds a site's connection to Ray: the driver that its groups' ranks are seated by (`seating`).
 
     python -m atoll.runtime.ray SOCKET_FD      serves an agent at the other end of the socket
     python -m atoll.runtime.ray knock ADDRESS  tells whether a cluster lets one in without a token
@@ -19,188 +19,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - of a compiled module
-from ray.exceptions import (
-    AuthenticationError,
-    RayActorError,
-    RayError,
-)
-from ray.util.placement_group import (
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import (
-    PlacementGroupSchedulingStrategy,
-)
+from ray.exceptions import AuthenticationError, RayError
 
-from atoll.errors import AtollError, Unavailable
-from atoll.runtime.seat import Berth, Seat
+from atoll.errors import Unavailable
+from atoll.runtime.seating import END, Group, thread
 from atoll.spec.fleet import Device, Executor, Node
 
-_PLACED = 120.0  # seconds that a cluster has to find room for a group, and to bring nodes where it can
-_STEP = 0.5  # seconds between two looks at whether a group that waits for room is still wanted
-_END = 8.0  # seconds that the ranks and Ray have to end once the agent is gone
 _STORE = 80 << 20  # bytes of Ray's object store, nearly the least it takes: no tensor passes through it
 _PIECE = 1 << 16
-_WORDS = 2000  # bytes of a sentence: a pipe takes it whole
 _NODES = 64  # that are told: enough to plan with
 _KNOCK = 20.0  # seconds a cluster has to answer
 _OPEN, _SHUT = 10, 11  # what `knock` ends with
 Said = tuple[dict[str, Any], tuple[int, ...]]
-
-
-class Group:
-    """The ranks of one layout, with three pipes to each, whose other ends the agent has.
-
-    Whoever reads or writes a pipe closes it: its number can be another file's at once.
-    """
-
-    def __init__(self, asked: dict[str, Any], choice: Executor, pipes: list[tuple[int, ...]]) -> None:
-        """``pipes`` are, for each rank, where orders come from, where replies go, and where it is told how it ended."""
-        self._asked, self._choice, self._pipes = asked, choice, pipes
-        self._over, self._saying = threading.Event(), threading.Lock()
-        self._seats: list[Any] = []
-        self._room: Any = None
-        self.thread = _thread(self._live)
-
-    def end(self) -> None:
-        """Let it end; returns at once."""
-        self._over.set()
-
-    def _live(self) -> None:
-        seated = False
-        try:
-            self._place()
-            seated = True
-            self._work()
-        except (AtollError, RayError) as error:
-            for number in range(len(self._pipes)):
-                self._say(number, _sentence(error))
-        finally:
-            self._leave(seated)
-
-    def _leave(self, seated: bool) -> None:
-        """Give the room back. The last pipes that close tell the agent that nothing is left."""
-        for orders, replies, _ in self._pipes if not seated else ():
-            os.close(orders)
-            os.close(replies)
-        for seat in self._seats:
-            with contextlib.suppress(RayError):
-                ray.kill(seat)
-        if self._room is not None:
-            with contextlib.suppress(RayError):
-                remove_placement_group(self._room)
-        with self._saying:
-            for *_, words in self._pipes:
-                os.close(words)
-            self._pipes = []
-
-    def _work(self) -> None:
-        answers = [_thread(self._answer, number) for number in range(len(self._seats))]
-        for number in range(len(self._seats)):
-            _thread(self._order, number)
-        self._over.wait()
-        with contextlib.suppress(RayError):  # of an actor that is gone nothing is left to end
-            ray.wait([seat.end.remote() for seat in self._seats], num_returns=len(self._seats), timeout=_END)
-        for answer in answers:
-            answer.join(_END)
-
-    def _place(self) -> None:
-        """Get room for all ranks at once, or none, and start them. Raises `Unavailable` and Ray's errors."""
-        ranks, choice = len(self._pipes), self._choice
-        need = {"CPU": choice.cpus, **({"GPU": choice.gpus} if choice.gpus else {})}
-        labels: dict[str, Any] = {"bundle_label_selector": [choice.labels] * ranks} if choice.labels else {}
-        self._room = placement_group([need] * ranks, strategy="PACK", **labels)
-        self._wait_for_room(need)
-        at = placement_group_table(self._room)["bundles_to_node_id"]
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        many = len(set(at.values())) > 1
-        takes: dict[str, Any] = {"num_cpus": choice.cpus, "num_gpus": choice.gpus, "max_concurrency": 4}
-        actor: Any = ray.remote(**takes)(Seat)
-        started: list[Any] = []
-        for rank in range(ranks):
-            strategy = PlacementGroupSchedulingStrategy(self._room, placement_group_bundle_index=rank)
-            seat = actor.options(scheduling_strategy=strategy).remote()
-            berth = Berth(**self._asked["berth"], rank=rank, address=addresses[at[rank]] if many else "")
-            started.append(seat.start.remote(berth, self._asked["fault"] if rank == 0 else {}))
-            self._seats.append(seat)
-        ray.get(started, timeout=_PLACED)
-
-    def _wait_for_room(self, need: dict[str, float]) -> None:
-        deadline = time.monotonic() + _PLACED
-        while not self._room.wait(_STEP):
-            if self._over.is_set():
-                raise Unavailable("its group was ended before the Ray cluster had room for it")
-            if time.monotonic() > deadline:
-                takes = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
-                on = f" on nodes labelled {json.dumps(self._choice.labels)}" if self._choice.labels else ""
-                raise Unavailable(
-                    f"the Ray cluster had no room in {_PLACED:g} s for {len(self._pipes)} ranks with {takes} each{on}; "
-                    "add nodes, or ask for less in the job's layout or the site's executor"
-                )
-
-    def _order(self, number: int) -> None:
-        """Carry what the agent writes to a rank, until it closes the pipe: then the group is of no more use."""
-        seat, orders = self._seats[number], self._pipes[number][0]
-        try:
-            while data := os.read(orders, _PIECE):
-                ray.get(seat.write.remote(data))
-        except RayActorError:
-            return  # `_answer` meets it, too, and tells it; the agent then ends the group
-        except RayError as error:
-            self._say(number, _sentence(error))
-        finally:
-            os.close(orders)
-        self._over.set()
-
-    def _answer(self, number: int) -> None:
-        """Carry what a rank says to the agent; when it has ended, say how."""
-        seat, (_, replies, _) = self._seats[number], self._pipes[number]
-        try:
-            while data := cast("bytes", ray.get(seat.read.remote())):
-                _write(replies, data)
-            self._say(number, f"a rank ended {ray.get(seat.how.remote())}; its log is in the site's folder")
-        except RayError as error:
-            self._say(number, _sentence(error))
-        except BrokenPipeError:
-            self._over.set()  # the agent does not listen any more
-        finally:
-            os.close(replies)
-
-    def _say(self, number: int, words: str) -> None:
-        with self._saying, contextlib.suppress(BrokenPipeError, IndexError):  # nobody listens, or all is over
-            _write(self._pipes[number][2], " ".join(words.split()).encode(errors="replace")[:_WORDS] + b"\n")
-
-
-def _thread(work: Callable[..., None], *arguments: Any) -> threading.Thread:
-    thread = threading.Thread(target=work, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
-def _write(pipe: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(pipe, rest) :]
-
-
-def _sentence(error: Exception) -> str:
-    """Say what happened in one sentence, also for one of Ray's errors, which quote whole tracebacks."""
-    cause = getattr(error, "cause", error)  # of one that was raised in an actor
-    if isinstance(cause, AtollError):
-        return str(cause)
-    if isinstance(error, RayActorError):
-        return "a rank ended with its Ray actor, which was killed or whose node went away"
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"Ray: {first[:300]}; the site's ray.log has all of it"
-
-
-# --- the cluster ------------------------------------------------------------------------------------------------------
 
 
 def connect(choice: Executor, devices: int, scratch: str) -> None:
@@ -302,7 +136,7 @@ def serve(control: socket.socket) -> None:
     choice = Executor.model_validate(hello["executor"])
     heard: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
     ready = threading.Event()
-    _thread(_hear, control, heard, ready)
+    thread(_hear, control, heard, ready)
     # In the main thread: what Ray starts here is killed when the thread that started it ends (PR_SET_PDEATHSIG).
     try:
         connect(choice, hello["devices"], hello["scratch"])
@@ -317,22 +151,35 @@ def serve(control: socket.socket) -> None:
     while (said := heard.get()) is not None:
         asked, pipes = said
         number = asked["group"]
-        if "berth" in asked:
+        if asked["what"] == "begin":
             coming.setdefault(number, []).append(pipes)
             if len(coming[number]) == asked["ranks"]:
                 groups[number] = Group(asked, choice, coming.pop(number))
-        elif number in groups:
+        elif number in groups and asked["what"] == "end":
             groups.pop(number).end()
+        elif number in groups:
+            _change(groups[number], asked, pipes)
         else:
-            for pipe in itertools.chain(*coming.pop(number, [])):
+            for pipe in itertools.chain(pipes, *coming.pop(number, [])):
                 os.close(pipe)
     for group in groups.values():
         group.end()
-    deadline = time.monotonic() + _END
+    deadline = time.monotonic() + END
     for group in groups.values():
         group.thread.join(max(0.0, deadline - time.monotonic()))
     ray.shutdown()
     shutil.rmtree(hello["scratch"], ignore_errors=True)
+
+
+def _change(group: Group, asked: dict[str, Any], pipes: tuple[int, ...]) -> None:
+    if asked["what"] == "again":
+        group.again(asked, pipes)
+    elif asked["what"] == "computed":
+        group.computed(asked["life"])
+    elif asked["what"] == "kill":
+        group.kill(asked["life"])
+    else:
+        group.rest()
 
 
 def _hear(control: socket.socket, heard: "queue.SimpleQueue[Said | None]", ready: threading.Event) -> None:
@@ -345,7 +192,7 @@ def _hear(control: socket.socket, heard: "queue.SimpleQueue[Said | None]", ready
             heard.put((json.loads(data), tuple(pipes)))
     heard.put(None)
     if ready.wait(0.0):
-        time.sleep(2 * _END)
+        time.sleep(2 * END)
     os._exit(1)  # it hangs in Ray; what it started ends with it
 
 
