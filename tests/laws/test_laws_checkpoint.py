@@ -226,6 +226,9 @@ class Ranks:
         return self.executor.start(self.layout, self.folder / "ranks")
 
     def order(self, order):
+        if not self.group.whole:  # the last order's end came before the rank in a lost one's place
+            self.group.close()
+            self.group = self.started()
         try:
             self.group.order(opened(self.folder), 120)
             return self.group.order(order, 120)

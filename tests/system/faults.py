@@ -121,6 +121,21 @@ TABLE = {
         hub:journalled:run.cancelled:1          often
         hub:performed:run.cancelled:1
     """,
+    # A search of three trials, one at a time: the first is the best, the second is pruned, the third is as the first.
+    "swept": """
+        hub:posted:run.submitted:2
+        hub:journalled:run.submitted:3
+        hub:performed:run.submitted:4
+        hub:posted:run.pruned:1
+        hub:journalled:run.pruned:1             often
+        hub:performed:run.pruned:1
+        hub:posted:run.outdone:1
+        hub:journalled:run.outdone:1            often
+        hub:performed:run.outdone:1
+        hub:posted:run.swept:1
+        hub:journalled:run.swept:1              often
+        hub:performed:run.swept:1
+    """,
     # Workers are processes, too.
     "workers": """
         site:ordered:open:1

@@ -13,13 +13,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
 from atoll.boundary.keyring import Keyring
-from atoll.errors import TaskFailed
+from atoll.errors import TaskFailed, Unavailable
 from atoll.outer.wire import CHUNK
 from atoll.runtime import faults
 from atoll.runtime import site as sites
@@ -68,7 +69,7 @@ class Numbers:
     """Trains in this process: momentum towards a point of the site's own. ``how`` is what of it goes wrong."""
 
     def __init__(self, home: Path, how: str) -> None:
-        self.home, self.how, self.lies, self.slept = home, how, 0, False
+        self.home, self.how, self.lies, self.slept, self.closed = home, how, 0, False, threading.Event()
         chance = np.random.default_rng(len(home.name))
         self.goal = chance.normal(size=SIZE).astype(np.float32)
 
@@ -81,10 +82,11 @@ class Numbers:
         pass
 
     def start(self, layout, folder):
+        self.closed.clear()
         return self
 
     def close(self):
-        pass
+        self.closed.set()
 
     def order(self, order, timeout, on_step=None):
         match order.kind:
@@ -110,6 +112,10 @@ class Numbers:
         if self.how == "expired" and not self.slept:
             self.slept = True
             time.sleep(0.5)
+        bad = self.how == "swept" and order.optimiser.rate > 1
+        if bad and order.done:  # so bad a trial goes no further: its sweep has its first round to tell so
+            self.closed.wait(60)
+            raise Unavailable("the group was ended")
         start = np.fromfile(order.weights, np.float32)
         moment = np.fromfile(order.state_in, np.float32) if order.state_in else np.zeros(SIZE, np.float32)
         weights = start.copy()
@@ -119,10 +125,10 @@ class Numbers:
         (weights - start).tofile(order.output)
         if order.state_out:
             moment.tofile(order.state_out)
-        return Reply(examples=order.steps * BATCH, loss=float(np.abs(moment).mean()))
+        return Reply(examples=order.steps * BATCH, loss=float(np.abs(moment).mean()) + 10 * bad)
 
 
-def hub(home: str, sync: dict, cancel: bool = False) -> None:
+def hub(home: str, sync: dict, cancel: bool = False, sweep: dict | None = None) -> None:
     """Conduct one run, whether it was begun before or not; say in a file how it ended, and stay."""
     hub = Hub(Path(home), NothingDeployed())
     if all(view.run != RUN for view in hub.runs()):
@@ -130,6 +136,7 @@ def hub(home: str, sync: dict, cancel: bool = False) -> None:
             time.sleep(0.002)
         fields = {"kind": "train", "name": "job", "purpose": "care", "steps": ROUNDS * STEPS, "batch": BATCH}
         fields |= {"task": {"file": "task.py", "name": "Task"}, "layout": {"data": 1}, "sync": sync}
+        fields |= {"sweep": sweep} if sweep else {}
         job = parse_job({**fields, "data": {"dataset": "rows", "statistics": ["age"]}}, "job")
         hub.submit(job, Bundle(files={"task.py": TASK}), "local", RUN)
     hub.resume()

@@ -5,6 +5,7 @@ after each round; one model is registered, or none where the run fails; every jo
 is left. Each process is real; see `tests.system.lives`.
 """
 
+import importlib.util
 import json
 import os
 import random
@@ -28,7 +29,7 @@ from atoll.runtime.faults import POINTS
 from atoll.runtime.hub import Hub
 from atoll.spec.fleet import Site
 from tests.system.faults import LINES
-from tests.system.lives import NAMES, RUN, STEPS, Nursery
+from tests.system.lives import NAMES, STEPS, Nursery
 from tests.undeployed import NothingDeployed
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -52,7 +53,15 @@ SYNCS = {
     "expired": LATE,
     **dict.fromkeys(("plain", "first", "restarted", "lost", "cancelled"), DOWN),
 }
+SWEEP = {
+    "parameters": {"optimiser.rate": {"choice": [0.1, 10.0]}},
+    "trials": 3,
+    "concurrent": 1,  # so that what a suggestion rests on does not hang on who is first
+    "sampler": "random",
+    "seed": 12,  # good, bad, good
+}
 FAILING = {"barred": "failed", "refused": "failed", "broken": "failed", "cancelled": "cancelled"}
+ENDS = {"run.published", "run.pruned", "run.outdone", "run.swept"}
 
 
 class World:
@@ -68,7 +77,9 @@ class World:
         cancel = self.kind == "cancelled" and not again
         log = self.path / "hub.log"
         sync = SYNCS.get(self.kind, SYNC)
-        self.alive["hub"] = self.nursery.begin(log, fault, "hub", home=str(self.path), sync=sync, cancel=cancel)
+        asked = {"home": str(self.path), "sync": sync, "cancel": cancel}
+        asked["sweep"] = SWEEP if self.kind == "swept" else None
+        self.alive["hub"] = self.nursery.begin(log, fault, "hub", **asked)
 
     def site(self, name, fault=""):
         until(self.port_file.exists)
@@ -117,13 +128,20 @@ class World:
         for party, folder in [("hub", self.path / "hub"), *((name, self.path / "sites" / name) for name in NAMES)]:
             with Journal(folder / "journal.db", party, read_only=True) as journal:
                 assert journal.verify().intact
-                entries += journal.entries(run=RUN) if party == "hub" else ()
+                entries += journal.entries() if party == "hub" else ()
         events = [entry.event for entry in entries]
         merged = [event for event in events if event.kind == "run.merged"]
-        assert len({event.position for event in merged}) == len(merged)
-        over["weights"] = {event.position: (event.weights, event.outer) for event in merged}
+        over["weights"] = {(event.run, event.position): (event.weights, event.outer) for event in merged}
+        assert len(over["weights"]) == len(merged)
+        over["trials"] = [(event.run, event.trial.parameters) for event in events if getattr(event, "trial", None)]
+        over["ends"] = [(event.kind, event.run) for event in events if event.kind in ENDS]
         over["models"] = [event.model.weights for event in events if event.kind == "run.published"]
         return over
+
+    def submitted(self):
+        """Tell whether the run is there."""
+        with Journal(self.path / "hub" / "journal.db", "hub", read_only=True) as journal:
+            return any(journal.entries(kinds=("run.submitted",)))
 
     def left(self):
         folders = [self.path / "hub" / "runs", *(self.path / "sites" / name / "runs" for name in NAMES)]
@@ -201,29 +219,27 @@ def undisturbed(nursery, template, tmp_path_factory):
     return ended
 
 
-CASES = [
-    pytest.param(kind, line, id=line, marks=() if "often" in marks else pytest.mark.slow)
-    for kind, line, *marks in LINES
-]
+def marked(kind, often):
+    """Return a case's marks: not all are for every change, and a search is where Optuna is."""
+    here = kind != "swept" or importlib.util.find_spec("optuna") is not None
+    missing = pytest.mark.skipif(not here, reason="Optuna is not installed: pip install 'atoll[sweep]'")
+    return [missing, *(() if often else [pytest.mark.slow])]
+
+
+CASES = [pytest.param(kind, line, id=line, marks=marked(kind, bool(often))) for kind, line, *often in LINES]
 
 
 def agrees(found, expected):
     assert (found["state"], found["words"]) == (expected["state"], expected["words"])
     assert found["weights"] == expected["weights"]
+    assert (found["trials"], found["ends"]) == (expected["trials"], expected["ends"])
     assert found["models"] == expected["models"]
     assert len(found["models"]) == (found["state"] == "finished")
 
 
-OF_SWEEPS = {"run.pruned", "run.outdone", "run.swept"}  # no run by itself comes to them: `test_kill_sweep`
-
-
 def test_every_point_and_every_event_of_a_run_has_its_line():
     known = {
-        f"{party}:{point}:{what}"
-        for party, points in POINTS.items()
-        for point in points
-        for what in points[point]
-        if what not in OF_SWEEPS
+        f"{party}:{point}:{what}" for party, points in POINTS.items() for point in points for what in points[point]
     }
     assert {line.rpartition(":")[0] for _, line, *_ in LINES} == known
 
@@ -275,6 +291,7 @@ def test_processes_killed_at_a_random_instant_cost_no_bit(make, undisturbed, num
         pause, victim = chance.uniform(0, 1.2 * expected["seconds"]), chance.choice(("hub", *NAMES))
         print(f"KILL_SEED={SEED}: {victim} after {pause:.3f} s")
         time.sleep(pause)
+        assert victim == "hub" or until(world.submitted), world.told()  # who is away before is not one of its sites
         world.kill(victim)
         world.again(victim)
     agrees(world.ended(), expected)

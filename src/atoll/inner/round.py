@@ -153,6 +153,7 @@ class Round:
 
     def _kept(self) -> int | None:
         """Return the step of the run that the last checkpoint is of."""
+        self._writer.wait()
         return self._order.done + self._writer.step if self._writer.step is not None else None
 
     def _wishes(self) -> Flags:
