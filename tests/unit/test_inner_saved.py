@@ -48,7 +48,7 @@ def test_a_mirror_that_was_being_written_is_none(files):
 
 def test_a_mirror_without_memory_that_lasts_is_never_due_and_can_be_written_to_a_disk(tmp_path):
     mirror, writer = Mirror(()), Writer()
-    assert not mirror.due()
+    assert not mirror.due(0.03)
     writer.write(tmp_path / "round", 1, 0, 1, mirror.write({"step": 1}, parts(1)))
     writer.wait()
     (one,) = saved(tmp_path / "round")

@@ -17,7 +17,6 @@ from atoll.inner.parts import Part, Parts, about_of, packed, unpacked
 
 MIRRORS = 2  # files of a place
 _LENGTH = 8  # bytes, which a file that is being written has as zeros
-_SHARE = 0.03  # of the time that steps take, for mirroring
 _PIECES = 512  # buffers in one write; the kernel takes 1024 at most
 
 
@@ -30,9 +29,9 @@ class Mirror:
         self._next = 0
         self._spent, self._since = 0.0, time.monotonic()  # seconds of the last writing; when it ended
 
-    def due(self) -> bool:
-        """Tell whether enough time has gone by since the last writing for another one to cost little of it."""
-        return self.lasting and time.monotonic() - self._since >= self._spent / _SHARE
+    def due(self, share: float) -> bool:
+        """Tell whether enough time has gone by since the last writing for another one to take this share of it."""
+        return self.lasting and time.monotonic() - self._since >= self._spent / share
 
     def write(self, about: Mapping[str, Any], parts: Parts) -> int:
         """Keep parts, and JSON values that go with them; return the number of the file that has them.

@@ -28,6 +28,8 @@ from atoll.spec.message import Open, Train
 from atoll.spec.model import elements, without_control
 from atoll.spec.task import Arrays, Task
 
+# Shares of the time that mirrors may take; the smaller one where others have all that is in them.
+_OFTEN, _RARELY = 0.03, 0.01
 _SHARE = 20  # times the last checkpoint's own seconds before the next one: they take 5 % of a round at most
 _ELSEWHERE = {"weights", "output", "state_in", "state_out", "control_in", "control_out", "local_in", "local_out"}
 _ELSEWHERE |= {"inputs", "checkpoint", "checkpoint_seconds", "checkpoint_steps"}
@@ -162,7 +164,8 @@ class Round:
         assert self._began is not None, "the steps have begun"
         late = first and budget is not None and time.monotonic() >= self._began + budget
         told = first and self._start is not None
-        mirror, busy = told and self._memory.mirror.due(), self._writer.busy
+        others = self._mesh.device is None and self._mesh.ranks > 1
+        mirror, busy = told and self._memory.mirror.due(_RARELY if others else _OFTEN), self._writer.busy
         return Flags(late, self._memory.leaving(), mirror, told and self._to_save(), busy)
 
     def _to_save(self) -> bool:
