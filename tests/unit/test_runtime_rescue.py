@@ -54,6 +54,7 @@ def test_without_a_step_of_all_parts_nothing_is_written(places, tmp_path):
         b"\x40" + bytes(7) + b"no words of ours",
         b"\xff" * 16,
         b"\x02" + bytes(7) + b"{}",
+        (40000).to_bytes(8, "little") + b"[" * 40000,
         bytes(16),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from atoll.spec.saved import SavedName
 
 _LENGTH = 8  # bytes of a safetensors file's first number; zero in a mirror that was being written
-_WORDS = 64 << 20  # bytes in which tensors are told, at most
+_WORDS = 16 << 20  # bytes in which tensors are told, at most
 _PIECE = 1 << 20
 log = logging.getLogger(__name__)
 
@@ -53,10 +53,10 @@ def _told(file: int) -> tuple[int, int, int] | None:
     try:
         about = json.loads(json.loads(os.pread(file, size, _LENGTH))["__metadata__"]["atoll"])["about"]
         step, (part, parts) = about["step"], about["part"]
-        told = int(step), int(part), int(parts)
-    except (KeyError, TypeError, ValueError):  # user code can write there
+    except (KeyError, TypeError, ValueError, RecursionError):  # user code can write there
         return None
-    return told if 0 <= told[0] < 10**12 and 0 <= told[1] < told[2] < 10**6 else None
+    whole = all(type(number) is int for number in (step, part, parts))
+    return (step, part, parts) if whole and 0 <= step < 10**12 and 0 <= part < parts < 10**6 else None
 
 
 def _copied(file: int, path: Path) -> str:
