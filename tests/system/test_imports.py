@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parents[2] / "src"
 HEAVY = ("torch", "ray", "fastapi", "uvicorn", "pyarrow", "duckdb", "httpx", "pydantic", "numpy")
 HELP = "from atoll.console.cli import execute\ntry: execute(['--help'])\nexcept SystemExit: pass"
 # where tensors or Ray are
-COMPUTING = ("inner", "tasks", "runtime/worker.py", "runtime/nursery.py", "serving/engine.py", "runtime/ray.py")
+COMPUTING = ("inner", "tasks", "runtime/worker.py", "runtime/nursery.py", "serving/engine.py")
+COMPUTING += ("runtime/ray.py", "runtime/seating.py")
 SEARCHING = ("runtime/study.py",)  # where Optuna is
 
 
