@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import safetensors
@@ -80,16 +81,22 @@ def whole_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, Part]:
     return {name: Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def state_of(model: torch.nn.Module, optimiser: torch.optim.Optimizer | None, summed: Tensors) -> dict[str, Part]:
+def state_of(
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer | None,
+    summed: Tensors,
+    before: Parts = MappingProxyType({}),
+) -> dict[str, Part]:
     """Return everything that steps change, by name, of each what lies at this rank: its own memory, not a copy.
 
     It is parameters, all buffers, the optimiser's state, and the ``summed`` gradients by parameter, if there are any.
+    They lie as ``before``, where that is given.
     """
     tensors = {f"{_MODEL}{name}": tensor for name, tensor in varying(model).items()}
     tensors |= {f"{_GRADIENT}{name}": tensor for name, tensor in summed.items()}
     if optimiser is not None:
         tensors |= optimiser_tensors(optimiser)
-    return {name: part_of(tensor) for name, tensor in tensors.items()}
+    return {name: part_of(tensor, before.get(name)) for name, tensor in tensors.items()}
 
 
 class Fitted:

@@ -38,6 +38,8 @@ class Copies:
         self.summing = True  # whether the next backward pass is to sum, or only to add to what is there
         self._model = model
         self._reducer: Reducer | None = None
+        # Let go after the reducer, which waits for the group's threads while it has Python's lock, which they may want.
+        self._group: dist.ProcessGroup | None = None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._hooks = [model.register_forward_pre_hook(self._before), model.register_forward_hook(self._after)]
         for parameter in trained[:: -(-len(trained) // _LOOKS)]:
@@ -48,6 +50,7 @@ class Copies:
         for hook in self._hooks:
             hook.remove()
         self._reducer = None  # with it go its hooks on the parameters
+        self._group = None
         self._model.zero_grad(set_to_none=True)
 
     def _before(self, *_: object) -> None:
@@ -55,6 +58,7 @@ class Copies:
             return
         _look()
         if self._reducer is None:
+            self._group = dist.group.WORLD
             self._reducer = _met(self._model)
         if self.summing:
             self._reducer.prepare_for_forward()

@@ -4,7 +4,6 @@ All ranks of the new group call this together, and look at the same states in th
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +65,7 @@ class Memory:
         """
         if mesh.device is None and mesh.rank:
             return None
-        began, file = time.monotonic(), None
+        file = None
         (parts,) = carried.parts
         about = {**carried.about, "cut": _cut(mesh), "part": part_at(mesh)}
         try:
@@ -75,7 +74,6 @@ class Memory:
             log.warning("the round's state cannot be mirrored (%s); a lost rank costs the steps since", error.strerror)
         if mesh.device is not None and self.node:
             self._pass_on(mesh, about, parts)
-            self.mirror.took(time.monotonic() - began)
         return file
 
     def _pass_on(self, mesh: Mesh, about: Mapping[str, Any], parts: Parts) -> None:

@@ -27,18 +27,19 @@ class Mirror:
         self.lasting = bool(files)  # whether they outlive this process
         self._files = list(files)
         self._next = 0
-        self._spent, self._since = 0.0, time.monotonic()  # seconds of the last writing; when it ended
+        # Seconds of the last writing, None before the first; when it ended.
+        self._spent: float | None = None
+        self._since = time.monotonic()
 
     def due(self, share: float) -> bool:
         """Tell whether enough time has gone by since the last writing for another one to take this share of it."""
-        return self.lasting and time.monotonic() - self._since >= self._spent / share
+        return self.lasting and time.monotonic() - self._since >= (self._spent or 0.0) / share
 
     def write(self, about: Mapping[str, Any], parts: Parts) -> int:
         """Keep parts, and JSON values that go with them; return the number of the file that has them.
 
         Raises `OSError`.
         """
-        began = time.monotonic()
         if not self._files:  # memory of this process alone, from which a disk is written
             self._files = [_anonymous(), _anonymous()]
         file, self._next = self._files[self._next], 1 - self._next
@@ -50,12 +51,14 @@ class Mirror:
             at = _written(file, pieces[first : first + _PIECES], at)
         os.ftruncate(file, at)
         os.pwrite(file, told[:_LENGTH], 0)
-        self.took(time.monotonic() - began)
         return file
 
     def took(self, seconds: float) -> None:
-        """Hear how long it took to keep what was just written, all in all."""
-        self._since, self._spent = time.monotonic(), seconds
+        """Hear how long it took, all in all, to keep what was just written.
+
+        The first time, in which the memory is taken, says little of the others.
+        """
+        self._since, self._spent = time.monotonic(), seconds if self._spent is not None else 0.0
 
     def about(self) -> Iterator[dict[str, Any]]:
         """Yield what goes with the parts that are kept, of each file that is whole."""

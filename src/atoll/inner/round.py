@@ -17,6 +17,7 @@ from atoll.inner.control import Control, write_control
 from atoll.inner.made import tensors
 from atoll.inner.memory import Carried, Memory, part_at, writes
 from atoll.inner.parallelize import Parallel
+from atoll.inner.parts import Part
 from atoll.inner.personal import chosen, write_personal
 from atoll.inner.saved import Writer
 from atoll.inner.steps import Batch, Flags, Pull, Start, Step, gradient_steps, training_steps
@@ -77,6 +78,7 @@ class Round:
         self._began: float | None = None  # when the steps began, on this process's clock
         self._spent = 0.0  # seconds that a group which died here had taken of them
         self._writer = Writer()
+        self._parts: dict[str, Part] = {}  # of its state, as it was kept last
         self._digest = examples
         if order.sync.exchange == "gradient":
             self._gradient = torch.zeros(elements(order.signature), dtype=torch.float64)
@@ -164,9 +166,10 @@ class Round:
         assert self._began is not None, "the steps have begun"
         late = first and budget is not None and time.monotonic() >= self._began + budget
         told = first and self._start is not None
-        others = self._mesh.device is None and self._mesh.ranks > 1
-        mirror, busy = told and self._memory.mirror.due(_RARELY if others else _OFTEN), self._writer.busy
-        return Flags(late, self._memory.leaving(), mirror, told and self._to_save(), busy)
+        parts = self._mesh.device is not None
+        due = self._memory.mirror.due(_OFTEN if parts or self._mesh.ranks == 1 else _RARELY)
+        busy = self._writer.busy or (parts and not due)  # of parts the slowest is who counts
+        return Flags(late, self._memory.leaving(), told and due, told and self._to_save(), busy)
 
     def _to_save(self) -> bool:
         """Return whether the step under way is to be on a disk: the round's last will be in its update."""
@@ -179,8 +182,12 @@ class Round:
         """Mirror what the step has left, and have it written to a disk, where some rank wishes so: all hear of it."""
         if self._start is None or not (flags.save or flags.leave or (flags.mirror and not flags.busy)):
             return
+        if self._mesh.device is None and self._mesh.rank:
+            return  # another has the same, and does it for all
         self._writer.wait()  # it reads one of the two that are written by turns
+        began = time.monotonic()
         file = self._memory.keep(self._mesh, self.carried())
+        self._memory.mirror.took(time.monotonic() - began)
         if flags.save and not flags.last:
             self._due = time.monotonic() + max(self._order.checkpoint_seconds, _SHARE * self._writer.seconds)
             if file is not None and self._path is not None and writes(self._mesh):
@@ -189,7 +196,8 @@ class Round:
     def carried(self) -> Carried:
         """Return the round as it stands at this rank after its last step: the tensors themselves, not copies."""
         about = {"round": self._identity(), **self._said_of(time.monotonic())}
-        state = checkpoint.state_of(self._model, self._optimiser, self._gradients())
+        state = checkpoint.state_of(self._model, self._optimiser, self._gradients(), self._parts)
+        self._parts = state
         return Carried(about, [{**state, **checkpoint.whole_parts(self._buffers)}])
 
     def _gradients(self) -> dict[str, torch.Tensor]:
