@@ -8,7 +8,7 @@ from atoll.runtime.reports import Reports
 from atoll.spec.message import Reply
 from atoll.spec.pace import Pace
 from atoll.spec.plan import Layout
-from tests.unit.places import BATCH, STEPS, House, assign, honest, job
+from tests.unit.places import BATCH, STEPS, assign, honest, job
 
 NO_METRICS = (
     SITE_POLICY + '\n@id("lyon.metrics")\nforbid (principal, action, resource) when { context.kind == "metric" };'
@@ -21,19 +21,9 @@ def paced(order, group):
 
 
 @pytest.fixture
-def lyon(tmp_path):
-    made = House(tmp_path)
-    made.workers.answers["train"] = paced
-    yield made
-    made.journal.close()
-
-
-@pytest.fixture
-def errand(lyon):
-    made = Errand(lyon.place, "run")
-    yield made
-    made.end(keep=False)
-    assert made.wait(20)
+def lyon(lyon):
+    lyon.workers.answers["train"] = paced
+    return lyon
 
 
 def two(position=2, **compute):

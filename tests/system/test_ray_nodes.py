@@ -205,6 +205,16 @@ class Training(threading.Thread):
         return self.error
 
 
+def begun(nodes, sites, eventually, steps, **degrees):
+    """A site with a rank on each of two nodes, at a round of so many steps."""
+    while len(nodes.alive) < 2:
+        nodes.add()
+    site = sites(**degrees)
+    training = Training(site, steps)
+    assert eventually(training.under_way)
+    return site, training
+
+
 def test_a_node_that_vanishes_while_a_group_starts_gives_its_place_to_another(nodes, pair):
     assert pair.group.whole
     assert [len(seats(node)) for node in nodes.alive] == [1, 1], "a rank on each node"
@@ -245,11 +255,7 @@ def test_copies_go_on_without_a_node_and_take_a_rank_in_on_another(nodes, sites,
 @pytest.mark.slow
 def test_without_room_copies_go_on_and_parts_end_in_a_sentence(nodes, sites, eventually):
     for degrees, words in (({"data": 2}, ""), ({"shard": 2}, "had no room in 30 s for a rank with 1 CPU; add nodes")):
-        while len(nodes.alive) < 2:
-            nodes.add()
-        site = sites(**degrees)
-        training = Training(site, 90)
-        assert eventually(training.under_way)
+        site, training = begun(nodes, sites, eventually, 90, **degrees)
         nodes.kill(next(node for node in nodes.alive if node != nodes.head))
         assert eventually(lambda site=site: not site.group.whole)
         training.join(45)
@@ -260,11 +266,7 @@ def test_without_room_copies_go_on_and_parts_end_in_a_sentence(nodes, sites, eve
 
 @pytest.mark.slow
 def test_copies_go_on_without_a_node_that_hangs(nodes, sites, eventually):
-    while len(nodes.alive) < 2:
-        nodes.add()
-    site = sites(data=2)
-    training = Training(site, 80)
-    assert eventually(training.under_way)
+    site, training = begun(nodes, sites, eventually, 80, data=2)
     hung = next(node for node in nodes.alive if node != nodes.head)
     stopped = [hung, *descendants(hung)]
     for pid in stopped:
@@ -277,11 +279,7 @@ def test_copies_go_on_without_a_node_that_hangs(nodes, sites, eventually):
 
 @pytest.mark.slow
 def test_a_killed_driver_ends_the_order_and_the_next_group_has_another(nodes, sites, eventually):
-    while len(nodes.alive) < 2:
-        nodes.add()
-    site = sites(data=2)
-    training = Training(site, 60)
-    assert eventually(training.under_way)
+    site, training = begun(nodes, sites, eventually, 60, data=2)
     [driver] = [pid for pid in descendants(os.getpid()) if b"atoll.runtime.ray\0" in title(pid)]
     os.kill(driver, signal.SIGKILL)
     assert "ended with the process of Ray" in training.end(20)

@@ -22,11 +22,11 @@ def places():
         os.close(file)
 
 
-def write(files, steps, part, parts):
+def write(files, steps, part, parts, folder="round"):
     mirror = Mirror(files)
     for step in steps:
         value = Part(torch.tensor([10.0 * step + part]), (part,), (parts,))
-        mirror.write({"step": step, "part": [part, parts], "round": "r"}, {"x": value})
+        mirror.write({"step": step, "part": [part, parts], "round": "r", "folder": folder}, {"x": value})
 
 
 def test_the_newest_step_that_all_parts_have_is_written(places, tmp_path):
@@ -38,6 +38,15 @@ def test_the_newest_step_that_all_parts_have_is_written(places, tmp_path):
     assert sorted(float(read(one)[0]["x"].value) for one in (first, second)) == [40.0, 41.0]
     assert read(first)[1]["round"] == "r"
     assert len(list((tmp_path / "round").iterdir())) == 2
+
+
+def test_what_is_left_of_an_earlier_round_is_not_taken_for_this_ones(places, tmp_path):
+    write(places[0], [90, 2], 0, 1, folder="round")
+    write(places[1], [90], 0, 1, folder="round-before")
+    Mirror(places[2]).write({"step": 91, "part": [0, 1]}, {})  # of no round that has a folder
+    assert rescue(places[1:], tmp_path / "round") is None
+    write(places[0], [1, 2], 0, 1)
+    assert rescue(places, tmp_path / "round") == 2
 
 
 def test_without_a_step_of_all_parts_nothing_is_written(places, tmp_path):
@@ -67,12 +76,12 @@ def test_what_is_no_mirror_is_left_alone(places, tmp_path, data):
     "about", [{"step": -1}, {"step": 10**12}, {"part": [2, 2]}, {"part": ["../x", 2]}, {"part": 7}]
 )
 def test_a_mirror_that_says_what_no_rank_says_names_no_file(places, tmp_path, about):
-    Mirror(places[0]).write({"step": 1, "part": [0, 1], **about}, {})
+    Mirror(places[0]).write({"step": 1, "part": [0, 1], "folder": "round", **about}, {})
     assert rescue(places, tmp_path / "round") is None
 
 
 def test_a_disk_without_room_costs_a_line_in_the_log(places, tmp_path, caplog):
-    write(places[0], [1], 0, 1)
+    write(places[0], [1], 0, 1, folder="file")
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         assert rescue(places, tmp_path / "file") is None

@@ -195,7 +195,9 @@ class Round:
 
     def carried(self) -> Carried:
         """Return the round as it stands at this rank after its last step: the tensors themselves, not copies."""
-        about = {"round": self._identity(), **self._said_of(time.monotonic())}
+        # The folder's name is for the agent, who cannot tell rounds apart by their identity.
+        folder = self._path.name if self._path is not None else ""
+        about = {"round": self._identity(), "folder": folder, **self._said_of(time.monotonic())}
         state = checkpoint.state_of(self._model, self._optimiser, self._gradients(), self._parts)
         self._parts = state
         return Carried(about, [{**state, **checkpoint.whole_parts(self._buffers)}])

@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from atoll.durable import copied
 from atoll.errors import Corrupt
 from atoll.inner.parts import Part, unpacked
 from atoll.spec.saved import SavedName, saved_name
 
 DEEP = 2  # steps of which checkpoints are kept
 _NUMBERS = itertools.count()
-_PIECE = 1 << 20
 _LATER = 19  # how nice it is to whatever else wants the processor
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Writer:
         unfinished = folder / f"{os.getpid()}-{next(_NUMBERS)}.part"  # its predecessor may still be writing its own
         try:
             folder.mkdir(exist_ok=True)
-            digest = _copied(file, unfinished)
+            digest = copied(file, unfinished)
             named = SavedName(step, part, parts, digest)
             os.replace(unfinished, folder / str(named))
             _drop_others(folder, named)
@@ -116,14 +116,3 @@ def _drop_others(folder: Path, new: SavedName) -> None:
     old = sorted(others, key=lambda each: each.path.stat().st_mtime_ns)[:-DEEP]
     for one in (*same, *old):
         one.path.unlink(missing_ok=True)
-
-
-def _copied(file: int, path: Path) -> str:
-    """Copy a file by its number to a path; return its digest."""
-    digest, at = hashlib.sha256(), 0
-    with path.open("xb") as copy:
-        while piece := os.pread(file, _PIECE, at):
-            digest.update(piece)
-            copy.write(piece)
-            at += len(piece)
-    return digest.hexdigest()

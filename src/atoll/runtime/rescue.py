@@ -3,29 +3,28 @@
 The agent, which holds the memory, knows no tensor: it reads what a mirror says of itself, and copies bytes.
 """
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from atoll.durable import copied
 from atoll.spec.saved import SavedName
 
 _LENGTH = 8  # bytes of a safetensors file's first number; zero in a mirror that was being written
 _WORDS = 16 << 20  # bytes in which tensors are told, at most
-_PIECE = 1 << 20
 log = logging.getLogger(__name__)
 
 
 def rescue(mirrors: Iterable[Sequence[int]], folder: Path) -> int | None:
-    """Write the newest step that all parts have; return it, None where there is none or no room for it.
+    """Write the newest step of the folder's round that all parts have; return it, None without one, or room for it.
 
     ``mirrors`` are the numbers of each place's files, which nobody writes to any more.
     """
     sets: dict[tuple[int, int], dict[int, int]] = {}
     for file in (file for files in mirrors for file in files):
-        told = _told(file)
+        told = _told(file, folder.name)
         if told is not None:
             step, part, parts = told
             sets.setdefault((step, parts), {})[part] = file
@@ -37,7 +36,7 @@ def rescue(mirrors: Iterable[Sequence[int]], folder: Path) -> int | None:
         folder.mkdir(exist_ok=True)
         for part, file in sets[step, parts].items():
             unfinished = folder / f"rescued-{part}.part"
-            digest = _copied(file, unfinished)
+            digest = copied(file, unfinished)
             os.replace(unfinished, folder / str(SavedName(step, part, parts, digest)))
     except OSError as error:
         log.warning("what the lost group had done since its last checkpoint is lost, too: %s", error.strerror)
@@ -45,25 +44,15 @@ def rescue(mirrors: Iterable[Sequence[int]], folder: Path) -> int | None:
     return step
 
 
-def _told(file: int) -> tuple[int, int, int] | None:
-    """Return a mirror's step, whose part it is, and of how many; None of one that is not whole."""
+def _told(file: int, round_: str) -> tuple[int, int, int] | None:
+    """Return a mirror's step, whose part it is, and of how many; None of one that is not whole, or another round's."""
     size = int.from_bytes(os.pread(file, _LENGTH, 0), "little")
     if not 0 < size <= _WORDS:
         return None
     try:
         about = json.loads(json.loads(os.pread(file, size, _LENGTH))["__metadata__"]["atoll"])["about"]
-        step, (part, parts) = about["step"], about["part"]
+        step, (part, parts), of = about["step"], about["part"], about["folder"]
     except (KeyError, TypeError, ValueError, RecursionError):  # user code can write there
         return None
-    whole = all(type(number) is int for number in (step, part, parts))
+    whole = of == round_ and all(type(number) is int for number in (step, part, parts))
     return (step, part, parts) if whole and 0 <= step < 10**12 and 0 <= part < parts < 10**6 else None
-
-
-def _copied(file: int, path: Path) -> str:
-    digest, at = hashlib.sha256(), 0
-    with path.open("wb") as copy:
-        while piece := os.pread(file, _PIECE, at):
-            digest.update(piece)
-            copy.write(piece)
-            at += len(piece)
-    return digest.hexdigest()
