@@ -37,9 +37,10 @@ from atoll.spec.document import parse, sha256
 from atoll.spec.event import Answered, Merged, Submitted
 from atoll.spec.fleet import Profile, Site
 from atoll.spec.job import TrainJob
-from atoll.spec.message import Initialise, Order, Probe, Reply, Train
 from atoll.spec.model import Bundle, TensorSpec
+from atoll.spec.order import Initialise, Order, Probe, Reply, Train
 from atoll.spec.plan import Layout
+from atoll.spec.user import LOCAL
 
 MB = 1_000_000
 SECRET = "s" * 43  # of the benchmark's own sites, on this machine
@@ -178,6 +179,8 @@ def run(home: Path, case: Case) -> Found:
 def job(case: Case) -> TrainJob:
     # What is rounded on the way down needs no feedback: every site and the hub go on from what it made.
     up, down = ([{"kind": case.wire, "feedback": feedback}] if case.wire else [] for feedback in (True, False))
+    if case.wire in ("clip", "mask"):  # of sites' updates alone
+        up, down = [{"kind": "clip", "value": 1e6}, {"kind": "mask"}][: 1 + (case.wire == "mask")], []
     sync = {"period": 1, "wire": up, "down": down}
     return parse(
         TrainJob,
@@ -237,7 +240,7 @@ def serve_hub(home: Path, asked: dict[str, object]) -> int:
         print(json.dumps({"token": hub.invite(name)} if asked["tls"] else {"address": address}), flush=True)
     until(lambda: len(hub.fleet().sites) == len(sites))
     bundle = Bundle(files={"task.py": "# the executor of this benchmark runs no task\n"})
-    submitted = hub.submit(parse(TrainJob, asked["job"], "benchmark"), bundle, "benchmark")
+    submitted = hub.submit(parse(TrainJob, asked["job"], "benchmark"), bundle, LOCAL)
     news = threading.Event()
     with hub.watch(submitted, news.set):  # to look often would take the processor from what is measured
         while not (view := hub.run(submitted)).over:
@@ -296,6 +299,8 @@ class NullExecutor:
 
 
 class NullGroup:
+    whole = True
+
     def __init__(self, elements: int, ready: Path) -> None:
         self._elements, self._ready = elements, ready
 
@@ -312,6 +317,9 @@ class NullGroup:
                 return Reply(examples=order.steps * order.batch, loss=0.5)
             case _:
                 return Reply(rows=20)
+
+    def rest(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -28,7 +28,8 @@ from atoll.planner.explain import volume
 from atoll.spec.document import parse
 from atoll.spec.job import TrainJob
 from atoll.spec.model import Bundle
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "coder" / "job.yaml"
 CONTEXT = 64  # bytes of a window that the task predicts: its tokens

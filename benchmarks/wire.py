@@ -14,7 +14,7 @@ from reporting import Figure, Report, options
 
 from atoll.outer.merge import Sum, Update, merge
 from atoll.outer.wire import CHUNK, Chunk, decode, encode, encoded_bytes, feedback, recalls
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 
 SITES = 8
 TOPK = Transform(kind="topk", share=0.01)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.spec.job import Data
-from atoll.spec.message import Open, TaskName
+from atoll.spec.order import Open, TaskName
 
 
 def opening(folder: Path, name: str = "Task", code: str = "bundle", holdout: float = 0.0, **more: Any) -> Open:

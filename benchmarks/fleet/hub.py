@@ -21,6 +21,7 @@ from atoll.spec.document import parse
 from atoll.spec.fleet import Reach
 from atoll.spec.job import TrainJob
 from atoll.spec.model import Bundle
+from atoll.spec.user import LOCAL
 
 PATIENCE = 900.0  # seconds in which something must happen
 
@@ -49,7 +50,7 @@ def main() -> int:
 
 def carry_out(hub: Hub, asked: dict[str, Any]) -> dict[str, object]:
     job, bundle = parse(TrainJob, asked["job"], "benchmark"), parse(Bundle, asked["bundle"], "benchmark")
-    run, news = hub.submit(job, bundle, "benchmark"), threading.Event()
+    run, news = hub.submit(job, bundle, LOCAL), threading.Event()
     with hub.watch(run, news.set):
         while not (view := hub.run(run)).over:
             if not news.wait(PATIENCE):

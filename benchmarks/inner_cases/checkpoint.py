@@ -7,7 +7,7 @@ from atoll.runtime.local import LocalExecutor
 from atoll.spec.plan import Layout
 from inner_cases import SETTLE, Bench, Samples
 from inner_cases.beside import plain_saves
-from inner_cases.notes import Call, tails, taken
+from inner_cases.notes import Call, held, taken
 from inner_cases.site import Site
 
 KEYS = ("checkpoint_block_ratio",)
@@ -17,7 +17,7 @@ _NEVER = 1e6  # seconds between two that are made by time
 
 
 def measure(bench: Bench, wanted: frozenset[str]) -> Samples:
-    """Compare `torch.save` of the model's and AdamW's state with what a step after which we save takes more."""
+    """Compare `torch.save` of the model's and AdamW's state with what our saves take of the thread that trains."""
     site, samples = Site(bench), Samples({key: [] for key in wanted})
     for _ in range(bench.repeats):
         time.sleep(SETTLE)
@@ -32,15 +32,12 @@ def measure(bench: Bench, wanted: frozenset[str]) -> Samples:
 
 
 def _ours(bench: Bench, site: Site) -> tuple[float, float]:
-    """Return for how long a checkpoint keeps the next step waiting, and the seconds of all ranks' processors in it.
-
-    The first is told from what lies between a step's last gradient and the next step's beginning: at the step after
-    which it is made, and at the one after that, whose optimiser may wait until all was copied.
-    """
+    """Return for how long a checkpoint keeps rank 0's thread from its steps, and the seconds of all ranks' processors
+    in it. What the copy takes beside the next step is in the second."""
     executor = LocalExecutor()
     steps = bench.size.steps
     try:
-        with site.training(executor, Layout(data=2), backward=True) as training:
+        with site.training(executor, Layout(data=2), held=True) as training:
             training.begin(steps)
             training.reply()
             kept = str(training.folder / "checkpoint")
@@ -48,14 +45,11 @@ def _ours(bench: Bench, site: Site) -> tuple[float, float]:
             training.reply()
             calls = training.calls()
             first = next(call.pid for call in calls if call.rank == 0)
-            between = tails(training.folder / "notes", first)
+            each = held(training.folder / "notes", first)
     finally:
         executor.close()
     # Counted from 1 within the order, those after which one is made are multiples; none is after its last step.
-    saved = range(steps + _EVERY - 1, len(between) - 1, _EVERY)
-    held = {at for step in saved for at in (step, step + 1)}
-    plain = statistics.median(between[at] for at in range(steps, len(between)) if at not in held)
-    blocked = statistics.median(between[at] + between[at + 1] - 2 * plain for at in saved)
+    blocked = statistics.median(each[at] for at in range(steps + _EVERY - 1, len(each) - 1, _EVERY))
     busy = _EVERY * (_processor(calls, steps, 3 * steps - 1) - _processor(calls, bench.size.warm, steps - 1))
     return blocked, busy
 

@@ -63,11 +63,16 @@ def read(folder: Path, steps: Mapping[int, int]) -> list[Call]:
     return sorted(found, key=lambda call: call.at)
 
 
-def tails(folder: Path, pid: int) -> list[float]:
-    """Return for each step of a process but its last the seconds from its last gradient to the next step's beginning:
-    the optimiser's, and those of whatever is done between two steps."""
-    kinds = [(kind, float(at)) for at, kind, *_ in _lines(folder / str(pid))]
-    return [then - ended for (one, ended), (other, then) in pairwise(kinds) if (one, other) == ("backward", "step")]
+def held(folder: Path, pid: int) -> list[float]:
+    """Return for each step of a process but its last the seconds that mirroring and saving it kept its thread from the
+    next one: of what is done after the step, and of the wait before the next one's gradients are put to use."""
+    each: list[float] = []
+    for _, kind, *rest in _lines(folder / str(pid)):
+        if kind == "step":
+            each.append(0.0)
+        elif len(each) > 1 or kind == "keep":
+            each[-1 if kind == "keep" else -2] += float(rest[0])
+    return each[:-1]
 
 
 def _lines(path: Path) -> list[list[str]]:

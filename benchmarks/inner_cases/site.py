@@ -18,8 +18,9 @@ from atoll.data.batches import batch
 from atoll.runtime.executor import Executor, Group
 from atoll.spec.compute import Compute
 from atoll.spec.job import Data, Optimiser
-from atoll.spec.message import Initialise, Open, Reply, TaskName, Train
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.order import Initialise, Open, Reply, TaskName, Train
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 from inner_cases import PATIENCE, Bench, Ran
 from inner_cases.notes import Call, read, steps_of
 

@@ -1,4 +1,4 @@
-"""The job's code: the peers' very model, and notes of when each rank began each step and ended its backward pass."""
+"""The job's code: the peers' very model, and notes of when each rank began each step and what checkpoints held it."""
 
 import os
 import time
@@ -8,23 +8,26 @@ import gpt  # pyright: ignore[reportMissingImports] - beside this file in the bu
 import numpy as np
 import torch
 
+from atoll.inner.round import Round
+from atoll.inner.saved import Writer
+
 
 class Windows:
     """A GPT on windows of bytes. Each process notes in ``notes`` when its loss was asked for, and for which rows.
 
-    With ``backward`` also when the last gradient was there, but for its sum over ranks.
+    With ``held`` also for how long the round's own thread was kept from its steps by what mirrors and saves them.
     """
 
-    def __init__(self, notes: str, shape: dict[str, int], reference: bool = False, backward: bool = False) -> None:
-        self._notes, self._shape, self._reference, self._backward = Path(notes), shape, reference, backward
+    def __init__(self, notes: str, shape: dict[str, int], reference: bool = False, held: bool = False) -> None:
+        self._notes, self._shape, self._reference = Path(notes), shape, reference
         self._file = -1
+        if held:
+            self._time(Round, "_keep")  # after a step
+            self._time(Writer, "copied")  # before what the next one computed is put in its place
 
     def model(self) -> torch.nn.Module:
         if not self._reference:
-            made = gpt.GPT(**self._shape)
-            if self._backward:  # what comes first in the model is last in its backward pass
-                made.embed.token.weight.register_post_accumulate_grad_hook(lambda _: self._note("backward"))
-            return made
+            return gpt.GPT(**self._shape)
         from atoll.tasks.gpt import GPT, Shape  # which tells how a pipeline cuts it
 
         return GPT(Shape(**self._shape))
@@ -40,6 +43,19 @@ class Windows:
 
     def metrics(self, model, batch) -> dict[str, object]:
         return {}
+
+    def _time(self, owner: type, name: str) -> None:
+        """Note the seconds of each call of a method."""
+        called = getattr(owner, name)
+
+        def timed(*arguments: object) -> object:
+            began = time.monotonic()
+            try:
+                return called(*arguments)
+            finally:
+                self._note(f"{name.lstrip('_')} {time.monotonic() - began}")
+
+        setattr(owner, name, timed)
 
     def _note(self, words: str) -> None:
         if self._file < 0:

@@ -21,8 +21,9 @@ WIDTH = 2 * len(NUMBERS) + sum(len(levels) + 1 for levels in LEVELS.values())
 
 
 class Heart:
-    def __init__(self, hidden: int = 0):
+    def __init__(self, hidden: int = 0, scales: dict | None = None):
         self.hidden = hidden  # 0: logistic regression; else a network with one hidden layer of this width
+        self.scales = scales  # mean and deviation of each number, given by the job: then nothing of the data is pooled
 
     def model(self) -> nn.Module:
         if self.hidden:
@@ -35,10 +36,10 @@ class Heart:
         columns = {name: rows.table[name].to_pylist() for name in (*NUMBERS, *LEVELS)}
         features = []
         for name in NUMBERS:
-            pooled = rows.statistics[name]
+            mean, std, known = self.scale(name, rows)
             values = np.array(columns[name], dtype=float)  # null becomes nan
-            missing = np.isnan(values) | (pooled.count == 0)
-            features += [np.where(missing, 0.0, (values - pooled.mean) / pooled.std), missing]
+            missing = np.isnan(values) | (not known)
+            features += [np.where(missing, 0.0, (values - mean) / std), missing]
         for name, levels in LEVELS.items():
             known = [[value == level for level in levels] for value in columns[name]]
             features += [*np.transpose(known), ~np.any(known, axis=1)]
@@ -46,6 +47,12 @@ class Heart:
         if "target" in rows.table.column_names:  # a new patient has none
             examples["y"] = np.array(rows.table["target"].to_pylist(), dtype=np.float32)
         return examples
+
+    def scale(self, name: str, rows: Rows) -> tuple[float, float, bool]:
+        if self.scales is not None:
+            return (*self.scales[name], True)
+        pooled = rows.statistics[name]
+        return pooled.mean, pooled.std, pooled.count > 0
 
     def loss(self, model, batch):
         return nn.functional.binary_cross_entropy_with_logits(model(batch["x"])[:, 0], batch["y"])

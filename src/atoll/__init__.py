@@ -18,7 +18,7 @@ _HOME = {
     "Scores": "atoll.spec.task",
     "Task": "atoll.spec.task",
     "TrainJob": "atoll.spec.job",
-    "Sync": "atoll.spec.plan",
+    "Sync": "atoll.spec.sync",
     "connect": "atoll.console.client",
 }
 __all__ = [
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from atoll.console.client import connect
     from atoll.errors import AtollError
     from atoll.spec.job import TrainJob
-    from atoll.spec.plan import Sync
+    from atoll.spec.sync import Sync
     from atoll.spec.task import ArraysTask, Budget, Fitted, Mean, Rows, Scores, Task
 
 

@@ -5,6 +5,7 @@
     │   ├── NotFound       a name that nothing answers to
     │   └── Unfit          what a site brought was not taken; its run goes on without it, or asks again
     ├── Denied             a policy refused; carries the party and the rules    (exit code 3)
+    │   └── Unapproved     it waits for another user's approval, or did not get it
     ├── TaskFailed         the user's task broke: import, shape, non-finite loss (exit code 4)
     ├── Unavailable        a port, a disk, a hub, a site cannot be used now     (exit code 5)
     │   └── LinkLost       the other end of a channel went away; try again
@@ -36,6 +37,10 @@ class Denied(AtollError):
     exit_code = 3
 
 
+class Unapproved(Denied):
+    pass
+
+
 class TaskFailed(AtollError):
     exit_code = 4
 
@@ -54,5 +59,5 @@ class Corrupt(AtollError):
 
 def named(kind: str, words: str) -> AtollError:
     """Return the error of this class name, as another process told it; an unknown name is a plain `AtollError`."""
-    kinds = (AtollError, Invalid, NotFound, Unfit, Denied, TaskFailed, Unavailable, LinkLost, Corrupt)
+    kinds = (AtollError, Invalid, NotFound, Unfit, Denied, Unapproved, TaskFailed, Unavailable, LinkLost, Corrupt)
     return next((known for known in kinds if known.__name__ == kind), AtollError)(words)

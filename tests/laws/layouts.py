@@ -91,6 +91,23 @@ def _adapted(model, **options):
     return model
 
 
+def _leaning(model):
+    """Have the routers choose the last expert for all tokens."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("router.bias"):
+                parameter[-1] = 100
+    return model
+
+
+def _squared(model):
+    """Let a layer's experts do with their shares what none of transformers' does."""
+    experts = model.model.layers[1].mlp.experts
+    plain = experts.forward
+    experts.forward = lambda x, chosen, share: plain(x, chosen, share * share)
+    return model
+
+
 _MODELS = {
     "llama": lambda: _causal("Llama", attention_bias=True),
     "tied llama": lambda: _causal("Llama", tie_word_embeddings=True),
@@ -100,10 +117,35 @@ _MODELS = {
     "olmo": lambda: _causal("Olmo2"),
     "latent": lambda: _causal("MiniCPM3", num_key_value_heads=4, q_lora_rank=12, kv_lora_rank=10),
     "mixtral": lambda: _causal("Mixtral", num_local_experts=4),
+    "qwen moe": lambda: _causal("Qwen3Moe", num_experts=4, num_experts_per_tok=3, moe_intermediate_size=24),
+    "deepseek": lambda: _causal(
+        "DeepseekV2",
+        head_dim=4,
+        kv_lora_rank=10,
+        q_lora_rank=12,
+        qk_nope_head_dim=6,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        num_key_value_heads=4,
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        n_group=1,
+        topk_group=1,
+        topk_method="greedy",
+    ),
+    "gpt-oss": lambda: _causal("GptOss", num_local_experts=4, num_experts_per_tok=2),
     "lora llama": lambda: _adapted(_causal("Llama")),
     "lora dropped": lambda: _adapted(_causal("Llama", attention_bias=True), dropout=0.3),
     "lora gemma": lambda: _adapted(_causal("Gemma3", "Gemma3TextConfig")),
     "lora phi": lambda: _adapted(_causal("Phi3")),
+    "dense qwen moe": lambda: _causal("Qwen3Moe", num_experts=4, mlp_only_layers=[0, 1]),
+    "qwen six": lambda: _causal("Qwen3Moe", num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24),
+    "one-sided": lambda: _leaning(_causal("GptOss", num_local_experts=4, num_experts_per_tok=1)),
+    "squared": lambda: _squared(_causal("Mixtral", num_local_experts=4)),
+    # Wide, for where two experts are as good the last bit of a sum chooses between them.
+    "lora mixtral": lambda: _adapted(_causal("Mixtral", num_local_experts=4, initializer_range=0.1)),
     "dense": lambda: GPT(_DENSE),
     "sparse": lambda: GPT(replace(_DENSE, experts=4)),
     "three heads": lambda: GPT(replace(_DENSE, width=33, heads=3)),

@@ -12,6 +12,7 @@ from atoll.errors import Invalid
 from atoll.registry.blobs import Blobs
 from atoll.registry.weights import load
 from atoll.spec.model import Bundle
+from atoll.spec.user import LOCAL
 from tests.memory import finished, job, world
 from tests.undeployed import NothingDeployed
 
@@ -220,7 +221,7 @@ def test_the_same_job_again_gives_the_same_bits(run, in_numpy):
 
 def test_the_planner_leaves_out_what_needs_gradients(two_sites):
     _, hub = two_sites
-    plan = hub.plan(train("NumPy", sync=None, layout=None), BUNDLE, "local")
+    plan = hub.plan(train("NumPy", sync=None, layout=None), BUNDLE, LOCAL)
     (dropped,) = [one for one in plan.considered if one.sync and one.sync.exchange == "gradient"]
     assert any("the task hands over arrays and has no gradients" in reason.words for reason in dropped.rejected)
     assert plan.sync.exchange == "delta"
@@ -236,4 +237,4 @@ def test_the_planner_leaves_out_what_needs_gradients(two_sites):
 )
 def test_a_pinned_sync_that_needs_gradients_is_refused_before_anything_runs(two_sites, fields, words):
     with pytest.raises(Invalid, match=words):
-        two_sites[1].plan(train("NumPy", **fields), BUNDLE, "local")
+        two_sites[1].plan(train("NumPy", **fields), BUNDLE, LOCAL)

@@ -11,7 +11,8 @@ from tests.unit.folders import NEEDED
 
 pytestmark = [NEEDED, pytest.mark.timeout(300)]
 WHOLE = ["llama", "tied llama", "qwen", "gemma", "phi", "olmo", "latent", "mixtral"]
-ADAPTED = ["lora llama", "lora dropped", "lora gemma", "lora phi"]
+ADAPTED = ["lora llama", "lora dropped", "lora gemma", "lora phi", "lora mixtral"]
+MIXED = ["mixtral", "qwen moe", "deepseek", "gpt-oss", "lora mixtral"]
 PRODUCTS = [
     {"data": 2, "tensor": 2},
     {"shard": 2, "tensor": 2},
@@ -54,14 +55,37 @@ def test_a_model_is_cut_by_its_own_plan(groups, model):
     assert equal(groups, Case(Layout(tensor=2), model=model))
 
 
-@pytest.mark.parametrize("model", ["llama", "qwen", "phi", "olmo", "mixtral", "lora llama", "lora gemma"])
+@pytest.mark.parametrize(
+    "model", ["llama", "qwen", "phi", "olmo", "mixtral", "lora llama", "lora gemma", "lora mixtral"]
+)
 def test_a_model_is_staged_by_its_own_plan(groups, model):
     assert equal(groups, Case(Layout(pipeline=2), model=model))
 
 
-@pytest.mark.parametrize("model", ["llama", "gemma", "phi", "olmo", "latent", "mixtral", "lora llama"])
+@pytest.mark.parametrize("model", ["llama", "gemma", "phi", "olmo", "latent", "mixtral", "lora llama", "lora mixtral"])
 def test_a_models_attention_goes_over_stretches_of_a_sequence(groups, model):
     assert equal(groups, Case(Layout(context=2), model=model))
+
+
+@pytest.mark.parametrize("model", MIXED)
+def test_a_mixtures_experts_live_apart(groups, model):
+    assert equal(groups, Case(Layout(expert=2), model=model))
+
+
+@pytest.mark.parametrize("axis", ["data", "shard", "tensor", "pipeline", "context"])
+@pytest.mark.parametrize("model", ["mixtral", "qwen moe", "lora mixtral"])
+def test_products_with_the_expert_degree_have_the_losses_of_one_process(groups, model, axis):
+    assert equal(groups, Case(Layout(**{"expert": 2, axis: 2}), model=model))
+
+
+@pytest.mark.parametrize("compute", [Compute(checkpointing=True, clip=0.05), Compute(microbatches=3)], ids=str)
+@pytest.mark.parametrize("model", ["qwen moe", "lora mixtral"])
+def test_experts_take_pieces_of_unequal_shares_and_compute_them_anew(groups, model, compute):
+    assert equal(groups, Case(Layout(expert=2), compute, model, batch=7))
+
+
+def test_an_expert_that_nobody_chose_has_a_gradient_of_zero(groups):
+    assert equal(groups, Case(Layout(expert=4), model="one-sided"))
 
 
 @pytest.mark.parametrize("degrees", [{"shard": 2}, *PRODUCTS], ids=named)
@@ -75,9 +99,19 @@ def test_an_adapters_activations_are_computed_anew_and_its_gradient_is_clipped(g
     assert equal(groups, Case(Layout(**{axis: 2}), Compute(checkpointing=True, clip=0.05), model="lora llama"))
 
 
-@pytest.mark.parametrize("axis", ["tensor", "pipeline", "context"])
-def test_bfloat16_learns_as_float32_does_but_for_its_rounding(groups, axis):
-    assert equal(groups, Case(Layout(**{axis: 2}), Compute(precision="bfloat16"), model="llama"), within=0.05)
+@pytest.mark.parametrize(
+    ("degrees", "model"),
+    [
+        ({"tensor": 2}, "llama"),
+        ({"pipeline": 2}, "llama"),
+        ({"context": 2}, "llama"),
+        ({"expert": 2}, "lora mixtral"),
+        ({"shard": 2, "expert": 2}, "lora mixtral"),
+    ],
+    ids=str,
+)
+def test_bfloat16_learns_as_float32_does_but_for_its_rounding(groups, degrees, model):
+    assert equal(groups, Case(Layout(**degrees), Compute(precision="bfloat16"), model=model), within=0.05)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +124,18 @@ def test_bfloat16_learns_as_float32_does_but_for_its_rounding(groups, axis):
             "tied llama",
             "pipeline: LlamaForCausalLM's embedding and head are one tensor, which .*LoRA",
         ),
-        ({"expert": 2}, "mixtral", "expert: MixtralForCausalLM carries no expert_plan, .*; set expert to 1, use shard"),
+        ({"expert": 2}, "llama", "expert: LlamaForCausalLM carries no expert_plan, .*; set expert to 1, use shard"),
+        (
+            {"expert": 2},
+            "dense qwen moe",
+            "expert: Qwen3MoeForCausalLM has no module in its expert_plan; set expert to",
+        ),
+        ({"expert": 4}, "qwen six", "expert: 4 does not divide the model's 6 experts; set it to 3"),
+        (
+            {"expert": 2},
+            "squared",
+            "expert: MixtralForCausalLM's experts compute something else apart; set expert to 1",
+        ),
     ],
     ids=str,
 )

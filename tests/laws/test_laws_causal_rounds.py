@@ -9,9 +9,10 @@ import pytest
 
 from atoll.data.pretrained import inspected
 from atoll.runtime.local import LocalExecutor
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.job import Optimiser
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 from tests.opening import opening
 from tests.unit.folders import NEEDED, TEXT, save
 
@@ -23,6 +24,7 @@ CASES = [
     for degrees in ({"tensor": 2}, {"shard": 2}, {"pipeline": 2}, {"context": 2})
     for params in (LORA, FULL)
 ]
+CASES += [({"expert": 2}, LORA), ({"expert": 2}, FULL)]
 CASES.append(({"tensor": 2}, DROPPED))  # elsewhere it is drawn for each share of a batch, or micro-batch
 
 
@@ -33,6 +35,7 @@ def folder(tmp_path_factory):
     (folder / "bundle" / "task.py").write_text("from atoll.tasks import CausalLM\n")
     pq.write_table(pa.table({"text": [TEXT + str(number) for number in range(20)]}), folder / "rows.parquet")
     save(folder / "model")
+    save(folder / "mixture", "mixtral", initializer_range=0.1)  # so wide that no last bit chooses an expert
     return folder
 
 
@@ -46,15 +49,15 @@ def groups(folder):
     executor.close()
 
 
-def opened(folder, params, degrees):
-    files = inspected("tiny", folder / "model")
+def opened(folder, params, degrees, mixed):
+    files = inspected("tiny", folder / ("mixture" if mixed else "model"))
     task = orders.TaskName(file="task.py", name="CausalLM", params={**PARAMS, **params}, pretrained=files.digest)
     return opening(folder, task=task, pretrained=files, holdout=0.25, layout=Layout(**degrees))
 
 
-def round_of(groups, folder, params, degrees):
+def round_of(groups, folder, params, degrees, mixed):
     """Return the update of a round, its loss, what is told of the held-out texts, and how some are completed."""
-    about, layout = opened(folder, params, degrees), Layout(**degrees)
+    about, layout = opened(folder, params, degrees, mixed), Layout(**degrees)
     group, home = groups[layout.ranks], folder / f"ranks-{layout.ranks}"
     group.order(about, 120)
     weights, update, answers = home / "initial.f32", home / "update.f32", home / "answers.parquet"
@@ -82,8 +85,9 @@ def round_of(groups, folder, params, degrees):
 
 @pytest.mark.parametrize(("degrees", "params"), CASES, ids=json.dumps)
 def test_a_layouts_update_and_answers_are_those_of_one_process(groups, folder, degrees, params):
-    alone, said, told, completed = round_of(groups, folder, params, {})
-    together, also, heard, answered = round_of(groups, folder, params, degrees)
+    mixed = "expert" in degrees
+    alone, said, told, completed = round_of(groups, folder, params, {}, mixed)
+    together, also, heard, answered = round_of(groups, folder, params, degrees, mixed)
     assert np.abs(alone).max() > 1e-3
     np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
     assert also.loss == pytest.approx(said.loss, abs=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from atoll.errors import Unavailable
-from atoll.inner.control import write_control
+from atoll.inner.checkpoint import write_tensors
 from atoll.inner.made import make_model
 from atoll.inner.mesh import Mesh
 from atoll.inner.parallelize import parallelize
@@ -20,10 +20,11 @@ from atoll.inner.round import Round
 from atoll.inner.task import load_task
 from atoll.inner.vector import read_vector, save_vector, signature_of
 from atoll.runtime.local import LocalExecutor
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.job import Optimiser
 from atoll.spec.model import with_control
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 from tests.opening import opening
 
 TASK = """\
@@ -110,7 +111,7 @@ class Site:
             rng, sync = np.random.default_rng(5), {**sync, "merge": "mean"}
             common, own = (0.1 * rng.normal(size=(2, vector.size))).astype(np.float32)
             signature, vector = with_control(signature), np.concatenate([vector, common])
-            write_control(home / "control.safetensors", own)
+            write_tensors(home / "control.safetensors", {"control": torch.from_numpy(own)}, {})
         save_vector(vector, home / "weights.f32")
         self.order = orders.Train(
             seed=3,

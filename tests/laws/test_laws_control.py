@@ -18,9 +18,9 @@ from atoll.outer.merge import Update
 from atoll.outer.optimiser import State
 from atoll.outer.wire import CHUNK
 from atoll.spec.job import Optimiser
-from atoll.spec.message import Train
 from atoll.spec.model import with_control
-from atoll.spec.plan import Sync
+from atoll.spec.order import Train
+from atoll.spec.sync import Sync
 from tests.opening import opening
 
 WIDTH, RATE, PERIOD = 6, 0.05, 10

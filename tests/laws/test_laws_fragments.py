@@ -23,9 +23,9 @@ from atoll.outer.advance import Advance
 from atoll.outer.merge import Update
 from atoll.outer.optimiser import State
 from atoll.outer.wire import CHUNK
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.job import Optimiser
-from atoll.spec.plan import Sync
+from atoll.spec.sync import Sync
 from tests.opening import opening
 
 WIDTH, BATCH, SITES = 12, 8, 2

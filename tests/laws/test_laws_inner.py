@@ -6,9 +6,10 @@ import pytest
 from atoll.errors import TaskFailed
 from atoll.outer.wire import CHUNK
 from atoll.runtime.local import LocalExecutor
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.job import Optimiser
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 from tests.laws.net import task, write_rows
 from tests.opening import opening
 

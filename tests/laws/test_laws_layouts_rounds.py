@@ -7,14 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from atoll.errors import TaskFailed, Unavailable
-from atoll.runtime.local import LocalExecutor
-from atoll.spec import message as orders
-from atoll.spec.compute import Compute
-from atoll.spec.job import Optimiser
-from atoll.spec.model import with_control
-from atoll.spec.plan import Layout, Sync
-from tests.opening import opening
+from atoll.errors import TaskFailed
+from tests.laws.sites import STEPS, Site
 
 TASK = """\
 import os
@@ -55,7 +49,6 @@ class Words:
         losses = nn.functional.cross_entropy(answers.flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction="none")
         return {"loss": Mean(losses.sum().item(), len(losses))}
 """
-STEPS = 5
 LAYOUTS = [{"shard": 2}, {"tensor": 2}, {"pipeline": 2}, {"context": 2}, {"expert": 2}]
 
 
@@ -67,70 +60,6 @@ def folder(tmp_path_factory):
     tokens = (np.random.default_rng(1).integers(0, 32, (40, 1)) + 3 * np.arange(9)) % 32
     pq.write_table(pa.table({f"t{i}": column for i, column in enumerate(tokens.T)}), folder / "rows.parquet")
     return folder
-
-
-class Site:
-    """A group of workers that is given one layout after another, and replaced when one was killed."""
-
-    def __init__(self, folder, ranks):
-        self.folder, self.home, self.ranks, self.killed = folder, folder / f"ranks-{ranks}", ranks, 0
-        self.executor = LocalExecutor()
-        self.group = self.executor.start(Layout(data=ranks), self.home)
-
-    def order(self, opened, order):
-        try:
-            self.group.order(opened, 120)
-            return self.group.order(order, 120)
-        except Unavailable:
-            self.group.close()
-            self.group, self.killed = self.executor.start(Layout(data=self.ranks), self.home), self.killed + 1
-            assert self.killed < 9
-            return self.order(opened, order)
-
-    def open(self, degrees, experts=0, fault="", **compute):
-        return opening(
-            self.folder,
-            "Words",
-            holdout=0.25,
-            params={"experts": experts, "fault": fault},
-            layout=Layout(**degrees),
-            compute=Compute(**compute),
-        )
-
-    def begin(self, opened):
-        """Return the first weights and their signature."""
-        weights = self.home / "initial.f32"
-        said = self.order(opened, orders.Initialise(seed=3, output=str(weights)))
-        return weights, said.signature
-
-    def train(self, opened, kind="sgd", batch=6, **more):
-        weights, signature = self.begin(opened)
-        sync = {"period": STEPS, **more.pop("sync", {})}
-        if sync.get("control"):
-            started = np.fromfile(weights, np.float32)
-            np.concatenate([started, np.full_like(started, 0.01)]).tofile(weights)
-            signature = with_control(signature)
-        order = orders.Train(
-            seed=3,
-            weights=str(weights),
-            signature=signature,
-            output=str(self.home / "update.f32"),
-            done=more.pop("done", 0),
-            steps=STEPS,
-            batch=batch,
-            optimiser=Optimiser(kind=kind, rate=0.1 if kind == "sgd" else 0.01),
-            sync=Sync.model_validate(sync),
-            **more,
-        )
-        said = self.order(opened, order)
-        return np.fromfile(self.home / "update.f32", np.float32), said
-
-    def answers(self, opened):
-        weights, signature = self.begin(opened)
-        said = self.order(opened, orders.Evaluate(weights=str(weights), signature=signature))
-        output = self.home / "answers.parquet"
-        self.order(opened, orders.Predict(weights=str(weights), signature=signature, output=str(output)))
-        return said.totals, pq.read_table(output)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +118,9 @@ def slow(*values):
     [
         ({"shard": 2}, {"keep_optimiser": True}),
         ({"pipeline": 2}, {"exchange": "gradient"}),
+        ({"shard": 2}, {"control": True, "merge": "mean"}),
+        slow({"shard": 2}, {"exchange": "gradient"}),
+        slow({"pipeline": 2}, {"control": True, "merge": "mean"}),
         slow({"pipeline": 2}, {"keep_optimiser": True}),
         slow({"tensor": 2}, {"keep_optimiser": True}),
         slow({"context": 2}, {"keep_optimiser": True}),
@@ -198,7 +130,7 @@ def slow(*values):
 )
 def test_a_round_that_loses_a_rank_is_the_undisturbed_one(two, tmp_path, degrees, sync):
     fault, killed, out = tmp_path / "fault", two.killed, tmp_path / "state.safetensors"
-    kept = {"kind": "adamw", "sync": sync, "state_out": str(out)}
+    kept = {"kind": "adamw", "sync": sync, "control_out" if "control" in sync else "state_out": str(out)}
     opened = two.open(degrees, experts(degrees), str(fault))
     undisturbed, said = two.train(opened, **kept)
     state = out.read_bytes() if out.exists() else None

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from atoll.spec.job import Optimiser
-from atoll.spec.message import Train
-from atoll.spec.plan import Sync
+from atoll.spec.order import Train
+from atoll.spec.sync import Sync
 from tests.laws.test_laws_inner import Ranks, folder
 
 __all__ = ["folder"]

@@ -15,7 +15,8 @@ from atoll.outer.down import follow
 from atoll.outer.merge import Update
 from atoll.outer.optimiser import State
 from atoll.outer.wire import decode, encode, feedback, recalls
-from atoll.spec.plan import Sync, Transform
+from atoll.spec.sync import Sync
+from atoll.spec.wire import Transform
 
 WIDTH = 600
 ROWS = 150

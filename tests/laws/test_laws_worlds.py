@@ -23,6 +23,7 @@ from atoll.runtime.hub import Hub
 from atoll.spec.fleet import Site
 from atoll.spec.job import parse_job
 from atoll.spec.model import Bundle
+from atoll.spec.user import LOCAL
 from tests.laws.net import task, write_rows
 from tests.undeployed import NothingDeployed
 
@@ -109,7 +110,7 @@ def memory(tmp_path_factory):
     def run(asked):
         while len(hub.fleet().sites) < len(ROWS):
             time.sleep(0.01)
-        name, news = hub.submit(asked, BUNDLE, "local"), threading.Event()
+        name, news = hub.submit(asked, BUNDLE, LOCAL), threading.Event()
         with hub.watch(name, news.set):
             while (view := hub.run(name)).state in ("planning", "running"):
                 news.wait(5.0)

@@ -2,15 +2,13 @@
 
 import threading
 import time
-from contextlib import suppress
 
 from atoll.boundary.channel import Desk
-from atoll.errors import LinkLost
 from atoll.runtime.relay import Relay
 from atoll.spec.document import sha256
 from atoll.spec.event import Certified, Invited
 from atoll.spec.fleet import Site
-from tests.scenarios.worlds import World
+from tests.scenarios.worlds import World, serve
 from tests.unit.places import WAIT, eventually
 
 
@@ -63,13 +61,9 @@ class Branching(World):
         home = self.home / "relays" / name
         home.mkdir(parents=True, exist_ok=True)
         self.relays[name] = made = relay(Site(name=name), home)
-        self.threads.append(threading.Thread(target=self._serve, args=(made, self.desk(name)), daemon=True))
+        self.threads.append(threading.Thread(target=serve, args=(made, self.desk(name)), daemon=True))
         self.threads[-1].start()
         assert eventually(lambda: self.hub._desk.presence.here(name))
-
-    def _serve(self, relay, desk):
-        with suppress(LinkLost):  # whom it dialled has ended
-            relay.serve_desk(desk)
 
     def _depth(self, name):
         return 0 if name not in self.above else 1 + self._depth(self.above[name])

@@ -7,6 +7,7 @@ import pytest
 
 from atoll.serving.deployments import Deployments
 from atoll.spec.model import Bundle, Deployment
+from atoll.spec.user import LOCAL
 from tests.memory import ended, finished, job, world
 
 TASK = """\
@@ -94,14 +95,14 @@ def test_it_is_evaluated_again_and_predicts_where_the_rows_lie(hub, trained):
 
 
 def test_it_answers_once_it_is_deployed(hub, trained):
-    view = hub.deploying.deploy(Deployment(name="heart", model="risk@1"), "local")
+    view = hub.deploying.deploy(Deployment(name="heart", model="risk@1"), LOCAL)
     assert view.state == "answering", view.words
     rows = {"rows": [{"age": 2.0, "dose": 1.0}, {"age": -2.0, "dose": -1.0}]}
     answer = httpx.post(f"{view.url}/predict", json=rows, timeout=30, trust_env=False).json()
     high, low = (one["risk"] for one in answer["answers"])
     assert high > 0.9 > 0.1 > low
     assert answer["model"] == "risk"
-    hub.deploying.undeploy("heart", "local")
+    hub.deploying.undeploy("heart", LOCAL)
 
 
 def test_a_fit_that_raises_ends_the_run_with_its_line_and_without_its_words(hub, trained):

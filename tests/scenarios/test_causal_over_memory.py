@@ -16,6 +16,7 @@ from atoll.errors import NotFound
 from atoll.journal import Journal
 from atoll.serving.deployments import Deployments
 from atoll.spec.model import Bundle, Deployment
+from atoll.spec.user import LOCAL
 from tests.memory import WAIT, ended, finished, job, world
 from tests.system.processes import descendants
 from tests.unit.folders import NEEDED, TEXT, save
@@ -137,14 +138,14 @@ def test_it_answers_at_the_hub_once_that_has_the_folder_too(place, tuned):
     home, hub, digest = place
     asked = Deployment(name="writer", model=tuned.result.model)
     with pytest.raises(NotFound, match=f"needs the pretrained files {digest}.*atoll pretrained add NAME FOLDER --hub"):
-        hub.deploying.deploy(asked, "local")
+        hub.deploying.deploy(asked, LOCAL)
     Catalogue(home / "hub").add_pretrained("tiny", home / "ada" / "model")
-    view = hub.deploying.deploy(asked, "local")
+    view = hub.deploying.deploy(asked, LOCAL)
     assert view.state == "answering", view.words
     body = {"rows": [{"text": "the quick"}, {"text": "pack my"}]}
     answer = httpx.post(f"{view.url}/predict", json=body, timeout=60, trust_env=False).json()
     assert [set(one) for one in answer["answers"]] == [{"completion"}, {"completion"}]
-    hub.deploying.undeploy("writer", "local")
+    hub.deploying.undeploy("writer", LOCAL)
 
 
 def test_a_site_without_the_folder_refuses_and_a_changed_file_is_not_loaded(place, tuned):

@@ -5,7 +5,7 @@ import pytest
 
 from atoll.registry.blobs import Blobs
 from atoll.registry.weights import load
-from atoll.spec.message import Reply
+from atoll.spec.order import Reply
 from tests.scenarios.test_feedback_over_memory import Narrow
 from tests.scenarios.worlds import ROUNDS, World
 from tests.unit.places import BATCH, SIGNATURE, SIZE, STEPS, WAIT, WEIGHTS

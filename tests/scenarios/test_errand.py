@@ -10,8 +10,9 @@ from atoll.data.statistics import column_sums
 from atoll.errors import TaskFailed, Unavailable
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime.errand import Errand
+from atoll.spec.document import WORDS_LIMIT
 from atoll.spec.event import Totals
-from atoll.spec.message import WORDS_LIMIT, Reply
+from atoll.spec.order import Reply
 from tests.unit.places import (
     AGES,
     BATCH,
@@ -46,7 +47,7 @@ def test_a_round_brings_its_update_with_what_the_worker_did(lyon, errand):
     answer = parcel.answer
     assert (answer.site, answer.position, answer.examples, answer.loss) == ("lyon", 2, STEPS * BATCH, 0.5)
     assert lyon.hub.given == ["weights", "code"]
-    assert [decided.run for decided in lyon.decisions()] == ["run"]
+    assert [(decided.run, decided.action) for decided in lyon.decisions()] == [("run", "plan"), ("run", "open")]
     (crossed,) = lyon.crossings("update")
     assert (crossed.crossing.bytes, crossed.crossing.rows) == (4 * SIZE, STEPS * BATCH)
 
@@ -64,7 +65,7 @@ def test_rules_that_change_between_two_tries_hold_for_the_second(lyon, errand):
     lyon.workers.answers["train"] = lambda order, group: (setattr(lyon.hub, "broken", 10**6), honest(order))[1]
     errand.assign(assign())
     assert eventually(lambda: lyon.crossings("update"))
-    lyon.policy = SITE_POLICY + '\n@id("lyon.closed")\nforbid (principal, action, resource);'
+    lyon.policy = SITE_POLICY + '\n@id("lyon.closed")\nforbid (principal, action == Action::"cross", resource);'
     assert "lyon.closed" in lyon.hub.wait("refusal").words
     assert [crossed.decision.allowed for crossed in lyon.crossings("update")] == [True, False]
     assert lyon.hub.taken == []
@@ -237,7 +238,7 @@ def test_sums_are_computed_without_a_worker_and_those_of_few_rows_stay(lyon, err
     assert expected.count == len(train)
     assert (sums["rare"].count, sums["rare"].total) == (0, 0.0)  # three rows have it, and ten must
     assert lyon.workers.started == 0
-    assert [decided.action for decided in lyon.decisions()] == ["open"]
+    assert [decided.action for decided in lyon.decisions()] == ["plan", "open"]
     assert lyon.crossings("query")[0].crossing.rows == len(train)
 
 

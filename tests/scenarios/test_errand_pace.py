@@ -5,9 +5,11 @@ import pytest
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime.errand import Errand
 from atoll.runtime.reports import Reports
-from atoll.spec.message import Reply
+from atoll.spec.order import Reply
 from atoll.spec.pace import Pace
 from atoll.spec.plan import Layout
+from atoll.spec.privacy import PrivateSteps
+from atoll.spec.sync import Sync
 from tests.unit.places import BATCH, STEPS, assign, honest, job
 
 NO_METRICS = (
@@ -106,6 +108,25 @@ def test_progress_without_a_pace_is_told_where_no_metric_may_leave(lyon):
     assert [crossed.decision.allowed for crossed in lyon.crossings("metric")] == [False]
 
 
+WIRE = [{"kind": "clip", "value": 1.0}, {"kind": "noise", "value": 1.0}]
+PRIVACY = {"noise": 2.0, "delta": 1e-3, "accountant": "rdp"}
+
+
+@pytest.mark.parametrize(
+    "noised",
+    [assign(sync=Sync(period=STEPS, merge="mean", wire=WIRE)), assign(job=job(privacy=PRIVACY))],
+    ids=["on the wire", "in each step"],
+)
+def test_beside_noise_no_pace_is_told_nor_kept_with_the_answer(lyon, errand, noised):
+    Reports(lyon.place).progress(noised, "training", 1, STEPS, SLOW)
+    (said,) = [message for message in lyon.hub.heard_ if message.kind == "progress"]
+    assert (said.step, said.pace) == (1, None)
+    errand.assign(noised)
+    answer = lyon.hub.wait_taken()[0].answer
+    assert (answer.loss, answer.pace) == (None, None)
+    assert lyon.crossings("metric") == []
+
+
 def test_progress_is_told_without_a_pace_when_the_dataset_is_gone(lyon):
     lyon.place.catalogue.remove("rows")
     assert [(message.step, message.pace) for message in progressed(lyon, 1)] == [(1, None)]
@@ -115,3 +136,11 @@ def test_progress_is_told_without_a_pace_when_the_dataset_is_gone(lyon):
 def test_a_broken_link_costs_no_training(lyon):
     lyon.gate.hang_up()
     assert progressed(lyon, 1) == []
+
+
+def test_workers_are_told_how_private_steps_are_taken_and_of_how_many_rows(lyon, errand):
+    errand.assign(assign(job=job(privacy=PRIVACY)))
+    lyon.hub.wait_taken()
+    (order,) = lyon.workers.did("train")
+    trained = 40  # of 50 rows, a fifth of which is held out
+    assert order.private == PrivateSteps(clip=1.0, multiplier=2.0, sampling=BATCH / trained, rows=trained)

@@ -1,7 +1,9 @@
 """The inner optimiser's state at a site: a round goes on from the one before it, or the run ends in words."""
 
+from pathlib import Path
+
 from atoll.runtime.errand import Errand
-from atoll.spec.plan import Sync
+from atoll.spec.sync import Sync
 from tests.unit.places import STEPS, WAIT, assign
 
 
@@ -16,7 +18,7 @@ def test_a_round_goes_on_from_the_state_after_the_one_before(lyon, errand):
         lyon.hub.wait_taken(count)
     first, second = lyon.workers.did("train")
     assert first.state_in is None
-    assert second.state_in == first.state_out
+    assert Path(second.state_in).name == Path(first.state_out).name
 
 
 def test_a_state_that_is_not_what_was_kept_ends_the_run_in_words_and_no_round_begins_without_it(lyon, errand):

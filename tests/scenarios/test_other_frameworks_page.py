@@ -12,8 +12,8 @@ from atoll.inner.made import make_examples
 from atoll.inner.mesh import Mesh
 from atoll.inner.task import load_task
 from atoll.spec.job import Optimiser
-from atoll.spec.message import TaskName, Train
-from atoll.spec.plan import Sync
+from atoll.spec.order import TaskName, Train
+from atoll.spec.sync import Sync
 from atoll.spec.task import Rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "other-frameworks.md"

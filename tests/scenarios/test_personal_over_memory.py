@@ -12,6 +12,7 @@ from atoll.journal import Journal
 from atoll.registry.blobs import Blobs
 from atoll.registry.weights import load
 from atoll.spec.model import Bundle, Deployment
+from atoll.spec.user import LOCAL
 from tests import memory
 from tests.laws.net import task
 from tests.undeployed import NothingDeployed
@@ -111,7 +112,7 @@ def test_a_site_that_has_none_says_so(hub, model):
 
 def test_it_is_not_deployed(hub, model):
     with pytest.raises(Invalid, match=r"stayed at its sites \(2\.\*\), so no replica has the whole model; submit a"):
-        hub.deploying.deploy(Deployment(name="net", model=model.reference), "local")
+        hub.deploying.deploy(Deployment(name="net", model=model.reference), LOCAL)
 
 
 def test_who_does_not_train_has_nothing_to_evaluate_with(hub):

@@ -7,7 +7,8 @@ import pytest
 from atoll.runtime.machine import AssignTo, MakePlan
 from atoll.spec.event import Cancelled, Disconnected, Lost, Planned, Restarted, Submitted
 from atoll.spec.message import Assign, Progress, Release
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
+from atoll.spec.sync import Sync
 from tests.unit.houses import JOB, House, hello
 
 MOVES = ("open", "hello", "end", "end the one before")

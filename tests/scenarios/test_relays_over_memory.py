@@ -110,7 +110,15 @@ def test_a_hub_that_begins_anew_without_a_sum_asks_for_all_that_was_in_it(plant)
 
 
 @pytest.mark.parametrize(
-    "sync", [{"merge": "median"}, {"wait": {"kind": "buffer", "count": 5}}], ids=["median", "buffer"]
+    "sync",
+    [
+        {"merge": "median"},
+        {"merge": "multi_krum", "hostile": 1},
+        {"merge": "mean", "bound": {"times": 1.0}},
+        {"wait": {"kind": "buffer", "count": 5}},
+        {"merge": "mean", "wire": [{"kind": "clip", "value": 10.0}, {"kind": "mask"}]},
+    ],
+    ids=["median", "multi_krum", "bound", "buffer", "mask"],
 )
 def test_what_does_not_compose_is_passed_on_one_by_one(plant, sync):
     flat, tree = plant({}), plant(THREE)

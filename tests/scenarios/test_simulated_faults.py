@@ -8,7 +8,8 @@ from atoll.runtime.machine import begin, step
 from atoll.runtime.simulator import Pace, fail, lose, refuse, release, restart_hub, simulate, slow, spoil
 from atoll.spec.event import Answered, Barred, Expired, Joined, Merged, Published, Rejected, Restarted
 from atoll.spec.job import parse_job
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
+from atoll.spec.sync import Sync
 
 JOB = parse_job(
     {

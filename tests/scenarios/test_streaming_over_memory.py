@@ -15,8 +15,9 @@ from atoll.runtime.agent import Agent
 from atoll.runtime.hub import Hub
 from atoll.runtime.local import LocalExecutor
 from atoll.spec.fleet import Site
-from atoll.spec.message import Reply
 from atoll.spec.model import Bundle
+from atoll.spec.order import Reply
+from atoll.spec.user import LOCAL
 from tests.memory import job
 from tests.undeployed import NothingDeployed
 
@@ -65,13 +66,15 @@ SYNC = {"preset": "streaming_diloco", "period": 3 * STRIDE, "fragments": 3, "del
 class Heard:
     """An executor whose groups note what they are ordered, and begin nothing ahead where that is wanted."""
 
+    confined, refuses = False, ""
+
     def __init__(self, ahead=True):
         self.real, self.ahead, self.orders = LocalExecutor(), ahead, []
 
     def warm(self):
         self.real.warm()
 
-    def start(self, layout, folder):
+    def start(self, layout, folder, grant=None):
         return HeardGroup(self, self.real.start(layout, folder))
 
     def close(self):
@@ -125,7 +128,7 @@ class Place:
             time.sleep(0.01)
         fields = {"steps": STEPS, "batch": 8, "optimiser": {"kind": "adamw", "rate": 0.02}, "layout": {"shard": ranks}}
         task = {"file": "task.py", "name": "Fit", "params": {"fault": str(self.home / "fault")}}
-        return self.hub.submit(job(task=task, sync=sync, **fields), Bundle(files={"task.py": TASK}), "local")
+        return self.hub.submit(job(task=task, sync=sync, **fields), Bundle(files={"task.py": TASK}), LOCAL)
 
     def weights(self, run):
         """Return the digests of the weights after each stage of a run once it has finished."""

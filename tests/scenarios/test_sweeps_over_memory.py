@@ -11,8 +11,9 @@ from atoll.errors import Denied, Invalid, TaskFailed
 from atoll.policy.defaults import HUB_POLICY
 from atoll.runtime.hub import Hub
 from atoll.spec.job import parse_job
-from atoll.spec.message import Reply
 from atoll.spec.model import Bundle
+from atoll.spec.order import Reply
+from atoll.spec.user import LOCAL
 from tests import memory
 from tests.scenarios.worlds import BUNDLE, ROUNDS, World
 from tests.undeployed import NothingDeployed
@@ -44,7 +45,7 @@ class Searched(World):
     def search(self, **sweep):
         """Submit a sweep once all sites are here, and return its run."""
         assert eventually(lambda: len(self.hub.fleet().sites) == len(self.names))
-        return self.hub.submit(self.job(**sweep), BUNDLE, "local")
+        return self.hub.submit(self.job(**sweep), BUNDLE, LOCAL)
 
     def job(self, **sweep):
         fields = {"kind": "train", "name": "job", "purpose": "care", "steps": ROUNDS * STEPS, "batch": BATCH}
@@ -125,7 +126,7 @@ def test_cancelling_a_sweep_ends_its_trials_with_it(world):
     world.may_train["ada"].clear()
     run = world.search(trials=4, concurrent=2)
     assert eventually(lambda: [one.state for one in world.trials(run)] == ["running"] * 2)
-    world.hub.cancel(run, "local")
+    world.hub.cancel(run, LOCAL)
     assert {view.state for view in world.hub.runs()} == {"cancelled"}
     assert [one.words for one in world.trials(run)] == ["its sweep was cancelled by local"] * 2
     assert world.hub.run(run).words == "cancelled by local"
@@ -138,7 +139,7 @@ def test_a_trial_that_is_cancelled_counts_as_failed_and_the_sweep_goes_on(world)
     world.may_train["ada"].clear()
     run = world.search(trials=3, concurrent=1, pruner={"kind": "none"})
     assert eventually(lambda: [one.state for one in world.trials(run)] == ["running"])
-    world.hub.cancel(world.trials(run)[0].run, "local")
+    world.hub.cancel(world.trials(run)[0].run, LOCAL)
     world.may_train["ada"].set()
     view = world.end(run)
     assert [one.state for one in view.sweep.trials] == ["cancelled", "finished", "finished"]

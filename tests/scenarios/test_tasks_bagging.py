@@ -7,7 +7,7 @@ import pytest
 
 from atoll.inner.task import load_task
 from atoll.outer.merge import Update, merge
-from atoll.spec.message import TaskName
+from atoll.spec.order import TaskName
 from atoll.spec.task import Budget
 
 FOLDER = Path(__file__).parents[2] / "examples" / "bagging"

@@ -15,7 +15,7 @@ from atoll.inner.made import make_examples, make_model
 from atoll.inner.mesh import Mesh
 from atoll.inner.task import load_task
 from atoll.outer.metrics import merge_totals, totals
-from atoll.spec.message import TaskName
+from atoll.spec.order import TaskName
 from atoll.spec.task import Rows
 from atoll.tasks import CausalLM
 from tests.unit.folders import NEEDED, TEXT, save
@@ -223,6 +223,16 @@ def test_wrong_options_are_told(files, params, words):
     with pytest.raises(AtollError) as caught:
         all_of_it()
     assert words in str(caught.value)
+
+
+def test_of_a_mixture_experts_are_adapted_too_but_none_is_dropped(tmp_path):
+    files = inspected("mixture", save(tmp_path, "mixtral"))
+    state = make_model(CausalLM(files, lora={"rank": 2}, **SHORT), 0).state_dict()
+    assert any(".experts." in name and ".lora_A." in name for name in state)
+    with pytest.raises(TaskFailed, match=r"dropout: 0\.1: the targets take in experts, .*; set it to 0, or targets"):
+        CausalLM(files, lora={"dropout": 0.1}, **SHORT).model()
+    attention = {"dropout": 0.1, "targets": ["q_proj"]}
+    assert all(".q_proj." in name for name in make_model(CausalLM(files, lora=attention, **SHORT), 0).state_dict())
 
 
 def test_texts_that_are_all_empty_are_told(task):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atoll.spec.message import Reply
+from atoll.spec.order import Reply
 from tests.scenarios.test_feedback_over_memory import Narrow
 from tests.scenarios.worlds import ROUNDS, World
 from tests.unit.places import BATCH, SIZE, STEPS, WAIT

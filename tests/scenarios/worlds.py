@@ -2,25 +2,34 @@
 
 import threading
 import time
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atoll.data.catalogue import Catalogue
+from atoll.errors import LinkLost
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime import site as sites
 from atoll.runtime.agent import Agent
 from atoll.runtime.hub import Hub
 from atoll.spec.fleet import Site
 from atoll.spec.job import parse_job
-from atoll.spec.message import Reply
 from atoll.spec.model import Bundle
+from atoll.spec.order import Reply
+from atoll.spec.user import LOCAL
 from tests.undeployed import NothingDeployed
 from tests.unit.places import BATCH, SIZE, STEPS, WAIT, Workers, eventually
 
 ROUNDS = 3
 BUNDLE = Bundle(files={"task.py": "class Task: pass"})
+
+
+def serve(end, desk):
+    """Have an agent or a relay serve a desk until it is stopped."""
+    with suppress(LinkLost):  # a relay's desk has no way to the hub any more
+        end.serve_desk(desk)
 
 
 class World:
@@ -45,8 +54,8 @@ class World:
         """Begin a life of a site's agent, which is served by this desk or by the hub's own."""
         folder = self.home / "sites" / name
         self.agents[name] = Agent(sites.read(folder), folder, self.workers[name])
-        serve = self.agents[name].serve_desk
-        self.threads.append(threading.Thread(target=serve, args=(desk or self.hub._desk,), daemon=True))
+        serving = (self.agents[name], desk or self.hub._desk)
+        self.threads.append(threading.Thread(target=serve, args=serving, daemon=True))
         self.threads[-1].start()
 
     def submit(self, data=None, **sync):
@@ -55,7 +64,7 @@ class World:
         fields = {"kind": "train", "name": "job", "purpose": "care", "steps": ROUNDS * STEPS, "batch": BATCH}
         fields |= {"task": {"file": "task.py", "name": "Task"}, "data": {"dataset": "rows", **(data or {})}}
         sync = {"preset": "fedavg", "period": STEPS, **sync}
-        return self.hub.submit(parse_job({**fields, "layout": {"data": 1}, "sync": sync}, "job"), BUNDLE, "local")
+        return self.hub.submit(parse_job({**fields, "layout": {"data": 1}, "sync": sync}, "job"), BUNDLE, LOCAL)
 
     def end(self, run):
         """Return a run's view once it is over."""
@@ -79,6 +88,18 @@ class World:
     def _train(self, name, order, goal):
         assert self.may_train[name].wait(WAIT)
         return _half_way(order, goal)
+
+
+@contextmanager
+def started(home, names):
+    """Yield a world whose sites all serve its hub, and end it afterwards."""
+    world = World(home, names)
+    try:
+        for name in names:
+            world.start(name)
+        yield world
+    finally:
+        world.close()
 
 
 def _half_way(order, goal):

@@ -29,7 +29,8 @@ from atoll.journal import Entry, Journal
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime.actors import RayExecutor
 from atoll.runtime.site import create
-from atoll.spec.fleet import Executor, Site
+from atoll.spec.fleet import Executor, SiteFile
+from atoll.spec.sandbox import Mode
 from tests.system.processes import alive, descendants
 from tests.unit.ends import Desk, World, lines
 from tests.unit.papers import Posing
@@ -167,10 +168,10 @@ class Home:
         pq.write_table(pa.table(table), file)
         return file
 
-    def site(self, name: str, *, slow: float = 0.0, rows: int = 60) -> None:
-        """Make a site with a dataset `patients`."""
+    def site(self, name: str, *, slow: float = 0.0, rows: int = 60, sandbox: Mode = "off") -> None:
+        """Make a site with a dataset `patients`. Tasks here look at files of their tests, so it has no sandbox."""
         folder = self.path / "sites" / name
-        create(folder, Site(name=name), SITE_POLICY)
+        create(folder, SiteFile(name=name, executor=Executor(sandbox=sandbox)), SITE_POLICY)
         Catalogue(folder).add("patients", self.data(name, slow=slow, rows=rows), (PURPOSE,), 5)
 
     def job(self, name: str = "risk", task: str = TASK, **changes: Any) -> str:
@@ -233,6 +234,18 @@ class Home:
         """Return the digest of a run's weights after each stage that changed them: position -> digest."""
         merged = [entry.event for entry in self.journal("run.merged") if entry.event.run == run]
         return {event.position: event.weights for event in merged if event.weights}
+
+    def undisturbed(self, *jobs: dict[str, Any]) -> list[dict[int, str]]:
+        """Return the weights after each stage of these jobs, by a hub of their own that nobody kills."""
+        hub = self.start("hub", "start")
+        found: list[dict[int, str]] = []
+        for job in jobs:
+            run = self.asked("run", self.job(**job))["run"]
+            found.append(self.weights(run))
+            assert [model.weights for model in self.published(run)] == [list(found[-1].values())[-1]]
+        hub.end()
+        assert self.empty()
+        return found
 
     def published(self, run: str) -> list[Any]:
         return [entry.event.model for entry in self.journal("run.published") if entry.event.run == run]

@@ -29,8 +29,9 @@ from atoll.runtime.hub import Hub
 from atoll.runtime.local import LocalExecutor
 from atoll.spec.fleet import Profile
 from atoll.spec.job import parse_job
-from atoll.spec.message import Reply
 from atoll.spec.model import Bundle, TensorSpec
+from atoll.spec.order import Reply
+from atoll.spec.user import LOCAL
 from tests.undeployed import NothingDeployed
 
 RUN, NAMES = "job-1", ("alice", "bob")
@@ -74,6 +75,7 @@ class Numbers:
         self.goal = chance.normal(size=SIZE).astype(np.float32)
 
     whole = True
+    confined, refuses = False, ""
 
     def warm(self):
         pass
@@ -81,7 +83,7 @@ class Numbers:
     def rest(self):
         pass
 
-    def start(self, layout, folder):
+    def start(self, layout, folder, grant=None):
         self.closed.clear()
         return self
 
@@ -138,12 +140,12 @@ def hub(home: str, sync: dict, cancel: bool = False, sweep: dict | None = None) 
         fields |= {"task": {"file": "task.py", "name": "Task"}, "layout": {"data": 1}, "sync": sync}
         fields |= {"sweep": sweep} if sweep else {}
         job = parse_job({**fields, "data": {"dataset": "rows", "statistics": ["age"]}}, "job")
-        hub.submit(job, Bundle(files={"task.py": TASK}), "local", RUN)
+        hub.submit(job, Bundle(files={"task.py": TASK}), LOCAL, RUN)
     hub.resume()
     if cancel:
         while len(hub.run(RUN).losses) < 1:
             time.sleep(0.002)
-        hub.cancel(RUN, "local")
+        hub.cancel(RUN, LOCAL)
     while not (view := hub.run(RUN)).over:
         time.sleep(0.002)
     part = Path(home) / "over.part"

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.job import Optimiser
-from atoll.spec.plan import Sync
+from atoll.spec.sync import Sync
 from tests.opening import opening
 
 TASK = """\

@@ -120,7 +120,7 @@ def test_a_policy_with_a_typo_leaves_the_old_one_in_force_and_is_told(place):
     good = rules.read_text()
     rules.write_text(good.replace("permit (", "permitt (", 1))
     said = place.atoll("policy", "check", str(rules), code=Invalid.exit_code)
-    typo = "line 21, rule site.purpose: invalid policy effect: permitt; did you mean 'permit'?"
+    typo = "line 28, rule site.purpose: invalid policy effect: permitt; did you mean 'permit'?"
     assert typo in said
     place.asked("run", place.job(name="still"))
     log = (place.path / "sites" / "berlin" / "agent.log").read_text()

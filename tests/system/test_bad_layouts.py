@@ -12,10 +12,11 @@ from atoll.errors import Denied, TaskFailed, Unavailable
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime.local import LocalExecutor
 from atoll.runtime.site import create
-from atoll.spec import message as orders
-from atoll.spec.fleet import Device, Node, Site
+from atoll.spec import order as orders
+from atoll.spec.fleet import Device, Executor, Node, SiteFile
 from atoll.spec.job import Optimiser
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 from tests.opening import opening
 from tests.system.conftest import PURPOSE
 
@@ -79,7 +80,8 @@ def place(make_home, tmp_path_factory):
     for name, devices, dataset in (("berlin", 4 * (Device(memory_bytes=8 << 30),), "rows"), ("bonn", (), "few")):
         folder = home.path / "sites" / name
         devices = devices or (Device(memory_bytes=64 << 20),)
-        create(folder, Site(name=name, nodes=(Node(devices=devices),)), SITE_POLICY)
+        site = SiteFile(name=name, nodes=(Node(devices=devices),), executor=Executor(sandbox="off"))  # for `deaths`
+        create(folder, site, SITE_POLICY)
         Catalogue(folder).add(dataset, rows(folder / "rows.parquet"), (PURPOSE,), 5)
     service = home.start("hub", "start")
     for name in ("berlin", "bonn"):

@@ -11,7 +11,7 @@ from atoll.boundary.identity import new_key, private_key, request
 from atoll.boundary.line import HEAD
 from atoll.errors import Denied, LinkLost
 from atoll.spec.message import Release
-from tests.unit.ends import WAIT, World, answer, frames, parcel, plain, progress, refused, source, update, wanted
+from tests.unit.ends import WAIT, World, answer, frames, parcel, plain, progress, update, wanted
 from tests.unit.papers import HOUR
 
 pytestmark = pytest.mark.system
@@ -54,24 +54,6 @@ def test_a_member_renews_no_other_key(tls):
         enrol(tls.server.address, identity, request(new_key()))
     channel.send(progress(1))
     assert tls.desk.said.get(timeout=WAIT) == ("lyon", progress(1))
-
-
-def test_a_revoked_sites_session_ends_at_once_and_it_does_not_come_back(tls):
-    identity = tls.office.member().identity
-    channel, other = tls.open(identity), tls.open(tls.office.member("oslo").identity)
-    channel.put(update(), source(frames(1)))  # so that a connection is kept for the next time
-    tls.office.members.revoked("lyon")
-    tls.server.recheck()
-    assert tls.desk.ends.get(timeout=WAIT)[0] == "lyon"
-    for call in (lambda: channel.receive(WAIT), lambda: channel.send(progress(1)), lambda: channel.get(wanted())):
-        with pytest.raises(Denied, match="its certificate was revoked; ask for another invitation"):
-            call()
-    kind, words = refused(tls.server.address, identity)
-    assert (kind, "was revoked" in words) == (Denied, True)
-    other.send(progress(2))
-    assert tls.desk.said.get(timeout=WAIT) == ("oslo", progress(2))
-    tls.open().send(progress(3))  # invited anew, with another key
-    assert tls.desk.said.get(timeout=WAIT) == ("lyon", progress(3))
 
 
 @pytest.mark.parametrize("verb", ["put", "get", "session"])

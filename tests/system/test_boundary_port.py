@@ -65,27 +65,6 @@ def test_who_does_not_say_who_it_is_in_time_is_gone(brief, what):
     assert until(lambda: threads() == ["port"])
 
 
-def test_a_byte_now_and_then_is_not_enough(brief):
-    line = brief.bare()
-    gone = threading.Event()
-
-    def drip():
-        try:
-            for byte in HEAD.pack(200, 0, 0, WORD) + b'{"verb": "' + bytes(100_000):
-                line.write(bytes([byte]))
-                if gone.wait(0.02):
-                    return
-        except LinkLost:
-            return
-
-    thread = threading.Thread(target=drip)
-    thread.start()
-    assert closed(line)
-    gone.set()
-    thread.join(WAIT)
-    line.close()
-
-
 def patiently(call):
     """Do as a site does whose greeting came too late: try again."""
     end = time.monotonic() + WAIT

@@ -38,44 +38,6 @@ def world():
     made.close()
 
 
-# --- who may come in (over a socket; in memory both ends are one process)
-
-
-CREDENTIALS = {
-    "wrong": {"site": "lyon", "secret": "x" * 32},
-    "another's": {"site": "oslo", "secret": SECRET},
-    "empty": {"site": "lyon", "secret": ""},
-    "nobody": {"site": "", "secret": SECRET},
-    "no": {},
-    "a path": {"site": "../lyon", "secret": SECRET},
-}
-VERBS = ["session", "put", "get", "certify"]
-
-
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("credential", CREDENTIALS)
-def test_no_verb_answers_who_has_not_the_secret(world, verb, credential):
-    line = world.bare()
-    line.say({"verb": "here", **CREDENTIALS[credential]})
-    line.say({"verb": verb})
-    with pytest.raises(Denied, match="is not known by this secret"):
-        line.hear()
-    with pytest.raises(LinkLost):
-        line.hear()
-    line.close()
-    assert (world.desk.sends.empty(), world.desk.taken) == (True, [])
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_no_verb_answers_who_does_not_say_who_it_is(world, verb):
-    line = world.bare()
-    line.say({"verb": verb, "site": "lyon", "secret": SECRET})
-    with pytest.raises(Denied, match="join with a token"):
-        line.hear()
-    line.close()
-    assert world.desk.sends.empty()
-
-
 def test_who_has_not_said_who_it_is_has_little_to_say(world):
     """Before anybody is known, nothing is kept for what somebody says is to come."""
     line = world.bare()

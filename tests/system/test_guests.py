@@ -69,7 +69,11 @@ def taken_again(site):
 
 @pytest.mark.parametrize(
     ("degrees", "compute"),
-    [({"shard": 2}, None), ({"data": 2, "shard": 2}, None), ({"pipeline": 2}, Compute(microbatches=2))],
+    [
+        ({"shard": 2}, None),
+        pytest.param({"data": 2, "shard": 2}, None, marks=pytest.mark.slow),
+        pytest.param({"pipeline": 2}, Compute(microbatches=2), marks=pytest.mark.slow),
+    ],
 )
 def test_a_part_whose_node_is_lost_is_at_another_one(site, degrees, compute):
     lossy = site(compute=compute, **degrees)

@@ -43,17 +43,10 @@ def lay(make_home, path):
 @pytest.fixture(scope="module")
 def undisturbed(make_home, tmp_path_factory):
     """The weights after each stage of both jobs, by job name, from a hub that nobody killed."""
-    home = lay(make_home, tmp_path_factory.mktemp("undisturbed"))
-    hub = home.start("hub", "start")
-    found = {}
-    for job in (DILOCO, OUTER_ADAM):
-        run = home.asked("run", home.job(**job))["run"]
-        found[job["name"]] = home.weights(run)
-        assert len(found[job["name"]]) > 5
-        assert [model.weights for model in home.published(run)] == [list(found[job["name"]].values())[-1]]
-    hub.end()
-    assert home.empty()
-    return found
+    jobs = (DILOCO, OUTER_ADAM)
+    found = lay(make_home, tmp_path_factory.mktemp("undisturbed")).undisturbed(*jobs)
+    assert all(len(weights) > 5 for weights in found)
+    return {job["name"]: weights for job, weights in zip(jobs, found, strict=True)}
 
 
 @pytest.fixture

@@ -27,12 +27,8 @@ def lay(make_home, path):
 @pytest.fixture(scope="module")
 def expected(make_home, tmp_path_factory):
     """The weights after each stage of a run that nobody disturbed."""
-    home = lay(make_home, tmp_path_factory.mktemp("undisturbed"))
-    hub = home.start("hub", "start")
-    found = home.weights(home.asked("run", home.job(**STREAMING))["run"])
+    (found,) = lay(make_home, tmp_path_factory.mktemp("undisturbed")).undisturbed(STREAMING)
     assert len(found) == 1 + 6
-    hub.end()
-    assert home.empty()
     return found
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from atoll.errors import Unavailable
 from atoll.runtime.local import LocalExecutor
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.plan import Layout
 from tests.opening import opening
 from tests.system.processes import alive, descendants

@@ -5,9 +5,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-
-from benchmarks.shaped import CannotShape, Links, Shape, links
-from benchmarks.shaped.relay import Lane, on_wire
+from shaped import CannotShape, Links, Shape, links
+from shaped.relay import Lane, on_wire
 
 pytestmark = pytest.mark.system
 SHAPE = Shape(mbit=40, round_trip=0.02)

@@ -17,11 +17,12 @@ import pytest
 from atoll.errors import TaskFailed, Unavailable
 from atoll.runtime.actors import RayExecutor
 from atoll.runtime.local import LocalExecutor
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.fleet import Executor
 from atoll.spec.job import Optimiser
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 from tests.opening import opening
 
 pytestmark = pytest.mark.system

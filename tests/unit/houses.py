@@ -20,13 +20,15 @@ from atoll.runtime.files import Folders
 from atoll.runtime.machine import AssignTo
 from atoll.runtime.roster import Roster
 from atoll.runtime.state import spooled
+from atoll.runtime.witnessing import Witness
 from atoll.spec.event import Answer, Expired, Joined, Merged, Planned, Submitted
 from atoll.spec.fleet import Dataset, Site
 from atoll.spec.job import parse_job
 from atoll.spec.message import Hello, Parcel
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
 from atoll.spec.policy import Policy
+from atoll.spec.sync import Sync
 
 SIGNATURE = (TensorSpec(name="w", shape=(8,)),)
 ZERO = "sha256:" + 64 * "0"
@@ -65,6 +67,7 @@ class House:
                 models=Models(),
                 folders=self.folders,
                 changed=lambda run: None,
+                witness=Witness(home / "witness", self.journal),
             )
         )
         self.conductor.start()

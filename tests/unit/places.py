@@ -14,19 +14,24 @@ from atoll.data.catalogue import Catalogue
 from atoll.data.live import LiveCatalogue
 from atoll.errors import LinkLost, Unavailable, Unfit
 from atoll.journal import Journal
+from atoll.journal.key import Key
 from atoll.outer.wire import encode
 from atoll.policy.defaults import SITE_POLICY
 from atoll.policy.rules import Rules
 from atoll.registry.weights import save
+from atoll.runtime.concealing import Concealing, Known
 from atoll.runtime.groups import Groups
+from atoll.runtime.ledger import LiveLedger
 from atoll.runtime.place import Place
+from atoll.runtime.reviews import Reviews
 from atoll.spec.document import canonical, sha256
 from atoll.spec.fleet import Profile, Site
 from atoll.spec.job import parse_job
-from atoll.spec.message import Assign, Done, Reply, TaskName
+from atoll.spec.message import Assign, Done
 from atoll.spec.model import Bundle, TensorSpec
-from atoll.spec.plan import Sync
+from atoll.spec.order import Reply, TaskName
 from atoll.spec.policy import Policy
+from atoll.spec.sync import Sync
 
 WAIT = 20.0  # seconds after which something that should happen has not
 SIGNATURE = (TensorSpec(name="w", shape=(2, 3)), TensorSpec(name="b", shape=(2,)))
@@ -84,6 +89,8 @@ def assign(work="train", position=2, **fields):
 class Workers:
     """An executor: `answer(order)` says what its groups reply, `orders` what they were told."""
 
+    confined, refuses = False, ""
+
     def __init__(self):
         self.answers, self.orders, self.started, self.closed = {}, [], 0, 0
         self.may_close = threading.Event()  # how long ending a group takes
@@ -92,7 +99,7 @@ class Workers:
     def warm(self):
         pass
 
-    def start(self, layout, folder):
+    def start(self, layout, folder, grant=None):
         self.started += 1
         return WorkerGroup(self)
 
@@ -231,7 +238,10 @@ class House:
         self.gate = SiteGate("lyon", lambda: rules(self.policy), self.record)
         self.gate.attach(self.hub)
         groups = Groups(self.workers, home / "workers")
-        self.place = Place(Site(name="lyon"), home, self.gate, groups, LiveCatalogue(home))
+        concealing = Concealing("lyon", Key.new("lyon"), Known(home / "sites.json"), self.gate.say)
+        ledger = LiveLedger(self.journal, self.record)
+        known = LiveCatalogue(home), concealing, ledger, Reviews(home, self.journal, self.record)
+        self.place = Place(Site(name="lyon"), home, self.gate, groups, *known)
 
     def record(self, *events):
         return self.journal.append(*events, actor="lyon")

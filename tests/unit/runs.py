@@ -11,7 +11,8 @@ from atoll.spec.event import (
 )
 from atoll.spec.job import parse_job
 from atoll.spec.model import Lineage, Model
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
+from atoll.spec.sync import Sync
 
 ZERO = "sha256:" + 64 * "0"
 ONE = "sha256:" + 64 * "1"

@@ -205,3 +205,50 @@ def test_a_point_that_is_no_crossing_is_journalled_too_whichever_way_it_is_decid
     ]
     assert gate.decide(opened).allowed
     assert len(happened) == 2  # planning asks many questions of which few come true
+
+
+OPENED = Request(action="open", site="lyon", dataset=DATASET, purpose="care", job_kind="train")
+
+
+def test_a_decision_is_journalled_with_what_its_rules_looked_at_and_no_column():
+    door = Door()
+    door.gate.ask(OPENED.model_copy(update={"dataset": DATASET.model_copy(update={"columns": {"age": "double"}})}), "x")
+    [said] = door.happened
+    assert said.request == OPENED
+
+
+def test_work_that_goes_on_is_decided_each_time_and_journalled_when_question_or_answer_is_another():
+    door = Door()
+    other = OPENED.model_copy(update={"dataset": DATASET.model_copy(update={"rows": 51})})
+    for asked in (OPENED, OPENED, other, other):
+        door.gate.admit(asked, "lyon/rows", "run")
+    door.gate.admit(other, "lyon/rows", "other")
+    door.policy = SITE_POLICY + '@id("lyon.closed") forbid (principal, action, resource);'
+    for _ in range(2):
+        with pytest.raises(Denied, match=r"rule lyon\.closed"):
+            door.gate.admit(other, "lyon/rows", "run")
+    assert [(said.run, said.request.dataset.rows, said.decision.allowed) for said in door.happened] == [
+        ("run", 50, True),
+        ("run", 51, True),
+        ("other", 51, True),
+        ("run", 51, False),
+    ]
+
+
+@pytest.mark.parametrize("asked", [OPENED, crossing(kind="code", direction="in")])
+def test_what_was_done_before_is_decided_again_and_only_a_refusal_is_journalled(asked):
+    door = Door()
+    door.gate.allow(asked, "lyon/rows", "run")
+    assert door.happened == []
+    door.policy = SITE_POLICY + '@id("lyon.closed") forbid (principal, action, resource);'
+    with pytest.raises(Denied, match=r"rule lyon\.closed"):
+        door.gate.allow(asked, "lyon/rows", "run")
+    [said] = door.happened
+    assert not said.decision.allowed
+    assert not isinstance(said, Crossed) or said.crossing.bytes == 0
+
+
+def test_an_account_is_journalled_by_nobody():
+    door = Door()
+    account = door.gate.account(crossing(kind="data"))
+    assert (account.decision.rules, door.happened) == (("rows.stay",), [])

@@ -9,7 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from atoll.console.guard import BODY_LIMIT, SESSION_SECONDS, Guard, Keys, cookie_name, failure, proof
+from atoll.console.guard import BODY_LIMIT, SESSION_SECONDS, Guard, Keys, cookie_name, failure
+from atoll.console.proofs import proof
+from atoll.console.tokens import OWN
 from atoll.errors import AtollError, Corrupt, Denied, Invalid, LinkLost, NotFound, TaskFailed, Unavailable
 
 URL = "http://127.0.0.1:8123"
@@ -68,13 +70,14 @@ def test_a_cookie_reads_but_changes_only_from_our_own_page():
 
 def test_a_ticket_opens_one_session():
     keys = Keys(TOKEN)
-    ticket = keys.ticket()
-    assert keys.remembers(keys.session(ticket))
+    ticket = keys.ticket(OWN)
+    assert keys.remembered(keys.session(ticket)) == OWN
     with pytest.raises(Denied, match="was used or is too old"):
         keys.session(ticket)
     with pytest.raises(Denied):
         keys.session("")
-    assert not keys.remembers("")
+    with pytest.raises(Denied, match="no such session"):
+        keys.remembered("")
     assert SESSION_SECONDS <= 24 * 3600
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.console.guard import proof
 from atoll.console.host import allow_files, find
+from atoll.console.proofs import proof
 
 TOKEN = "t" * 43
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console, RenderableType
 
-from atoll.console import paces, show
+from atoll.console import paces, records, show
 from atoll.console.terminal import exit_code
 from atoll.planner.capacity import Outlook
 from atoll.registry.lineage import LineageTree, RunOrigin
@@ -12,8 +12,9 @@ from atoll.spec.event import Result
 from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.model import Lineage, Model
 from atoll.spec.pace import Pace
-from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason, Sync
+from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason
 from atoll.spec.run import DeploymentView, RunView, SiteProgress, SiteView, Traffic, Verdict
+from atoll.spec.sync import Sync
 
 DIGEST = "sha256:" + 64 * "a"
 PRICE = Price(seconds=3.25, compute_seconds=1.0, transfer_seconds=2.25, bytes=1_234_567, memory_bytes=1 << 20)
@@ -254,14 +255,14 @@ def test_lists_show_what_they_list():
     ]
     dataset = Dataset(name="heart", rows=1234, fingerprint=DIGEST, purposes=("research",))
     shown = {
-        "20 kB": show.traffic(traffic),
-        "BROKEN at entry 2": show.verdicts(verdicts),
+        "20 kB": records.traffic(traffic),
+        "BROKEN at entry 2": records.verdicts(verdicts),
         "1,234": show.datasets(Fleet(sites=(Site(name="basel", datasets=(dataset,)),))),
         "http://127.0.0.1:9": show.deployments(
             [DeploymentView(name="heart", model="heart@3", url="http://127.0.0.1:9", state="answering")]
         ),
         "production": show.models([MODEL], {"heart": {"production": 3, "old": 1}}),
-        "2023-11-14 22:13:20Z": show.journal(
+        "2023-11-14 22:13:20Z": records.journal(
             [{"seq": 1, "time": 1.7e9, "actor": "hub", "kind": "run.submitted", "words": "by local"}]
         ),
         "4 more sites": show.capacity([Outlook(change="4 more sites", now=PRICE, then=PRICE)]),
@@ -270,7 +271,7 @@ def test_lists_show_what_they_list():
     }
     for words, renderable in shown.items():
         assert words in printed(renderable)
-    assert "None" not in printed(show.verdicts(verdicts))
+    assert "None" not in printed(records.verdicts(verdicts))
     assert "old" not in printed(show.models([MODEL], {"heart": {"production": 3, "old": 1}}))
 
 

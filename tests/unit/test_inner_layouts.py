@@ -56,10 +56,10 @@ def test_more_stages_than_layers_are_told():
 
 
 class Cut(nn.Module):
-    """A model that says it can be spread in every way, of 6 heads, 4 experts and 3 layers."""
+    """A model that says it can be spread in every way, of 6 heads, 6 experts and 3 layers."""
 
-    tp_plan, expert_plan, context_plan = {"one": "colwise"}, ("one",), {"one": "attend"}
-    heads, experts, layers = 6, 4, 3
+    tp_plan, expert_plan, context_plan = {"one": "colwise"}, {"one": "grouped"}, {"one": "attend"}
+    heads, layers = 6, 3
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ def spread(degrees):
     [
         ({"tensor": 4}, "layout.tensor: 4 does not divide the model's 6 heads; set it to 3"),
         ({"tensor": 12}, "layout.tensor: 12 does not divide the model's 6 heads; set it to 6"),
-        ({"expert": 3}, "layout.expert: 3 does not divide the model's 4 experts; set it to 2"),
+        ({"expert": 4}, "layout.expert: 4 does not divide the model's 6 experts; set it to 3"),
     ],
 )
 def test_a_degree_that_does_not_divide_is_told_with_the_nearest_that_does(degrees, words):
@@ -87,6 +87,14 @@ def test_a_degree_that_does_not_divide_is_told_with_the_nearest_that_does(degree
         check(Cut(), spread(degrees), AXES)
     assert str(caught.value) == words
     assert check(Cut(), spread({"tensor": 3, "expert": 2}), AXES) is None
+
+
+def test_an_adapter_around_experts_that_is_not_known_by_expert_is_told():
+    model, around = Cut(), nn.Module()
+    around.base_layer, model.one = model.one, around
+    with pytest.raises(TaskFailed, match=r"^layout\.expert: around Cut's experts is an adapter other .* set expert to"):
+        check(model, spread({"expert": 2}), AXES)
+    assert check(model, spread({"context": 2}), AXES) is None
 
 
 @pytest.mark.parametrize(("axis", "plan"), list(AXES.items()))

@@ -11,9 +11,9 @@ from atoll.inner.mesh import Mesh
 from atoll.inner.personal import chosen, shared, shared_part
 from atoll.inner.vector import save_vector
 from atoll.spec.job import Optimiser
-from atoll.spec.message import Train
 from atoll.spec.model import with_control
-from atoll.spec.plan import Sync
+from atoll.spec.order import Train
+from atoll.spec.sync import Sync
 from tests.opening import opening
 
 STEPS, BATCH = 6, 4

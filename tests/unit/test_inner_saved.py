@@ -6,10 +6,13 @@ import os
 import pytest
 import torch
 
-from atoll.errors import Corrupt
+from atoll.errors import Corrupt, TaskFailed
+from atoll.inner.memory import Copy
 from atoll.inner.mirror import Mirror
 from atoll.inner.parts import Part
-from atoll.inner.saved import DEEP, Writer, complete, read, saved
+from atoll.inner.saved import DEEP, Place, Writer, complete, read, saved
+
+LARGE = 1 << 19  # numbers that are copied beside a step
 
 
 def parts(value, size=3):
@@ -49,7 +52,7 @@ def test_a_mirror_that_was_being_written_is_none(files):
 def test_a_mirror_without_memory_that_lasts_is_never_due_and_can_be_written_to_a_disk(tmp_path):
     mirror, writer = Mirror(()), Writer()
     assert not mirror.due(0.03)
-    writer.write(tmp_path / "round", 1, 0, 1, mirror.write({"step": 1}, parts(1)))
+    writer.write(Copy(mirror, {"step": 1}, parts(1), 0.0), Place(tmp_path / "round", 1, 0, 1))
     writer.wait()
     (one,) = saved(tmp_path / "round")
     found, about = read(one)
@@ -58,7 +61,7 @@ def test_a_mirror_without_memory_that_lasts_is_never_due_and_can_be_written_to_a
 
 def written(folder, step, part=0, parts_=1, value=0.0):
     mirror, writer = Mirror(()), Writer()
-    writer.write(folder, step, part, parts_, mirror.write({"step": step}, parts(value)))
+    writer.write(Copy(mirror, {"step": step}, parts(value), 0.0), Place(folder, step, part, parts_))
     writer.wait()
     return writer
 
@@ -108,3 +111,64 @@ def test_a_disk_that_takes_nothing_costs_a_line_in_the_log(tmp_path, caplog):
         writer = written(tmp_path / "file", 4)
     assert writer.step is None
     assert "no checkpoint after step 4 of the round: " in caplog.text
+
+
+def test_what_is_copied_beside_a_step_is_what_it_was_before(tmp_path, files):
+    mirror, writer, kept = Mirror(files), Writer(), parts(0, LARGE)
+    for step in range(1, 6):
+        writer.copied()
+        kept["x"].value.fill_(step)
+        writer.write(Copy(mirror, {"step": step}, kept, 0.0), Place(tmp_path, step, 0, 1))
+    writer.wait()
+    assert {one.named.step: set(read(one)[0]["x"].value.tolist()) for one in saved(tmp_path)} == {4: {4.0}, 5: {5.0}}
+    assert set(Mirror(files).read({"step": 5})["x"].value.tolist()) == {5.0}
+
+
+def test_what_is_not_copied_beside_a_step_is_there_before_the_next_begins(files):
+    writer = Writer()
+    writer.write(Copy(Mirror(files), {"step": 1}, parts(1, LARGE), 0.0), None, beside=False)
+    assert not writer.busy
+    assert set(Mirror(files).read({"step": 1})["x"].value.tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_what_changes_before_it_is_copied_is_not_kept_and_the_next_is(tmp_path, files, size):
+    mirror, writer, kept = Mirror(files), Writer(), parts(1, size)
+    writer.write(Copy(mirror, {"step": 1}, kept, 0.0), None)
+    writer.copied()
+    late = Copy(mirror, {"step": 2}, kept, 0.0)
+    kept["x"].value.fill_(2)  # as a forward pass may that bounds an embedding's norms
+    writer.write(late, Place(tmp_path, 2, 0, 1))
+    writer.wait()
+    assert [about["step"] for about in Mirror(files).about()] == [1]
+    assert saved(tmp_path) == []
+    writer.write(Copy(mirror, {"step": 3}, kept, 0.0), Place(tmp_path, 3, 0, 1))
+    kept["x"].value.fill_(3)  # nobody waited: it had been copied in place
+    writer.wait()
+    ((three, found),) = [(one.named.step, read(one)[0]["x"].value) for one in saved(tmp_path)]
+    assert (three, set(found.tolist())) == (3, {2.0})
+
+
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_what_cannot_be_copied_is_told_where_it_is_waited_for(files, size):
+    writer, kept = Writer(), {"x": Part(torch.zeros(size, dtype=torch.complex128), (0,), (size,))}
+
+    def write():
+        writer.write(Copy(Mirror(files), {"step": 1}, kept, 0.0), None)
+        writer.copied()
+
+    with pytest.raises(TaskFailed, match=r"^model: 'x' is of type complex128, "):
+        write()
+    writer.wait()
+
+
+def test_no_mirror_is_due_while_one_is_written(files):
+    mirror = Mirror(files)
+    assert mirror.due(0.03)
+    mirror.begun()
+    assert not mirror.due(0.03)
+    mirror.took(1.0)
+    assert mirror.due(0.03), "the first tells nothing of the next"
+    mirror.begun()
+    mirror.took(1e6)
+    assert not mirror.due(0.03)

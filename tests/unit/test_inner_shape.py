@@ -12,7 +12,7 @@ from atoll.inner.shape import describe
 from atoll.spec.compute import Compute
 from atoll.spec.footprint import activations
 from atoll.spec.job import Optimiser
-from atoll.spec.message import Probe
+from atoll.spec.order import Probe
 from atoll.spec.plan import Layout
 from atoll.tasks.gpt import GPT, Shape
 

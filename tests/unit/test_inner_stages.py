@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from atoll.errors import TaskFailed
-from atoll.inner.plans import WAYS, plan_of, uncut
+from atoll.inner.flops import demand
+from atoll.inner.plans import WAYS, experts, plan_of, uncut
 from atoll.inner.shape import describe
 from atoll.inner.stages import answer_of, begins, layers_of, split, unsplit
 from atoll.inner.tensor import HANDLED
@@ -163,6 +164,34 @@ def test_what_of_a_plan_cannot_be_followed_is_told_with_the_module_the_way_and_t
 )
 def test_what_of_a_plan_can_be_followed_is_let_be(plan):
     assert uncut(Scored(**plan), 2) == ""
+
+
+class Mixture(nn.Module):
+    """Experts as transformers stacks them, ``many`` of 6 x 5 numbers."""
+
+    def __init__(self, many):
+        super().__init__()
+        self.up = nn.Parameter(torch.ones(many, 6, 5))
+
+
+def mixed(*layers, chosen=2):
+    model = Scored()
+    model.model.layers = nn.ModuleList(map(Mixture, layers))
+    model.ep_plan = {"model.layers.*.up": "grouped_gemm", "model.layers.*": "ep_dispatch_experts"}
+    model.config.num_experts_per_tok = chosen
+    return model
+
+
+def test_of_transformers_experts_the_modules_are_taken_that_are_called_with_tokens():
+    assert plan_of(mixed(4), "expert_plan") == {"model.layers.*": "ep_dispatch_experts"}
+    assert plan_of(Scored(), "expert_plan") is None
+    assert [experts(mixed(4, 4)), experts(mixed(4, 6)), experts(Scored())] == [4, 2, 0]
+
+
+def test_of_transformers_experts_those_count_that_a_token_goes_to():
+    none, some = mixed(), mixed(4)
+    assert demand(some).token == demand(none).token + 6 * 2 * 6 * 5
+    assert demand(mixed(4, chosen=None)).token == demand(none).token + 6 * 4 * 6 * 5
 
 
 def test_a_degree_whose_plan_cannot_be_followed_is_not_offered_to_the_planner():

@@ -6,7 +6,7 @@ import pytest
 
 from atoll.errors import TaskFailed
 from atoll.inner.task import load_task
-from atoll.spec.message import TaskName
+from atoll.spec.order import TaskName
 
 GOOD = """\
 from dataclasses import dataclass

@@ -56,27 +56,27 @@ def test_the_entries_of_a_run_are_chosen_without_reading_others(path: Path):
             journal.append(joined(number % 3), crossed(f"run-{number % 3}"), crossed(None), invited, actor="hub")
         of_run = [entry for entry in journal.entries() if "run-1" in str(entry.event)]
         statements: list[str] = []
-        journal._connection.set_trace_callback(statements.append)
+        journal._store.connection.set_trace_callback(statements.append)
         assert list(journal.entries(run="run-1")) == of_run
         assert len(of_run) == 200
         assert list(journal.entries(run="run-1", kinds=("crossing",))) == of_run[1::2]
         assert list(journal.entries(after=of_run[-2].seq, run="run-1")) == of_run[-1:]
         assert list(journal.entries(run="run-9")) == []
-        journal._connection.set_trace_callback(None)
+        journal._store.connection.set_trace_callback(None)
         for statement in statements:
-            (plan,) = journal._connection.execute(f"explain query plan {statement}").fetchall()
+            (plan,) = journal._store.connection.execute(f"explain query plan {statement}").fetchall()
             assert "SEARCH entries USING INDEX entries_by_run" in plan[3]
 
 
 def test_a_journal_without_the_index_of_runs_gets_it_from_its_entries(path: Path):
     with Journal(path, "hub") as journal:
         journal.append(joined(1), joined(2), crossed("run-1"), actor="hub")
-        journal._connection.execute("drop index entries_by_run")
+        journal._store.connection.execute("drop index entries_by_run")
     with Journal(path, "hub", read_only=True) as journal:
         assert [entry.seq for entry in journal.entries(run="run-1")] == [1, 3]
     with Journal(path, "hub") as journal:
         assert [entry.seq for entry in journal.entries(run="run-1")] == [1, 3]
-        assert journal._connection.execute("pragma index_list(entries)").fetchone()[1] == "entries_by_run"
+        assert journal._store.connection.execute("pragma index_list(entries)").fetchone()[1] == "entries_by_run"
         assert journal.verify().intact
 
 
@@ -106,8 +106,8 @@ def test_rows_cannot_be_changed_by_hand(path: Path):
     for statement in (
         "update entries set kind = 'x'",
         "delete from entries",
-        "insert into entries values (5, 'x', x'00', 'x')",
-        "insert or replace into entries values (1, 'x', x'00', 'x')",
+        "insert into entries values (5, 'x', x'00', x'00')",
+        "insert or replace into entries values (1, 'x', x'00', x'00')",
     ):
         with pytest.raises(sqlite3.IntegrityError, match="a journal only grows"):
             connection.execute(statement)
@@ -160,12 +160,12 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path):
     with Journal(path, "hub") as journal:
         journal.append(joined(1), actor="hub")
         # SQLite's own limit gives the error of a full disk without one.
-        pages = journal._connection.execute("pragma page_count").fetchone()[0]
-        journal._connection.execute(f"pragma max_page_count = {pages}")
+        pages = journal._store.connection.execute("pragma page_count").fetchone()[0]
+        journal._store.connection.execute(f"pragma max_page_count = {pages}")
         with pytest.raises(Unavailable, match=r"journal\.db: no space left on its disk; free some"):
             journal.append(*(joined(number) for number in range(500)), actor="hub")
         assert journal.verify().entries == 1
-        journal._connection.execute("pragma max_page_count = 100000")
+        journal._store.connection.execute("pragma max_page_count = 100000")
         assert journal.append(joined(2), actor="hub")[0].seq == 2
         assert journal.verify().intact
 
@@ -250,3 +250,25 @@ def test_closing_ends_all_use(path: Path):
         journal.append(joined(1), actor="hub")
     with pytest.raises(Unavailable, match="closed"):
         list(journal.entries())
+
+
+def test_a_journal_is_whole_whenever_it_is_verified_while_others_write(path: Path):
+    with Journal(path, "hub") as journal, Journal(path, "hub") as other, Journal(path, "hub", read_only=True) as view:
+        journal.append(joined(0), actor="hub")
+        over = threading.Event()
+
+        def write(writer: Journal) -> None:
+            while not over.wait(0.002):  # a lock that is taken again at once is nobody else's
+                writer.append(joined(1), joined(2), actor="hub")
+
+        threads = [threading.Thread(target=write, args=(writer,)) for writer in (journal, other)]
+        for thread in threads:
+            thread.start()
+        try:
+            found = [reader.verify() for _ in range(10) for reader in (journal, view)]
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert [verdict.words for verdict in found] == [""] * 20
+        assert journal.verify().entries >= found[-1].entries > 0

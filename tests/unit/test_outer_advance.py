@@ -11,7 +11,7 @@ from atoll.outer.advance import Advance
 from atoll.outer.merge import Update, merge
 from atoll.outer.optimiser import State, pseudo_gradient, step
 from atoll.outer.wire import CHUNK
-from atoll.spec.plan import Outer, Sync
+from atoll.spec.sync import Outer, Sync
 from tests.unit.vectors import noise
 
 SIZE = 4 * CHUNK + 5  # three spans, the last one with a short window

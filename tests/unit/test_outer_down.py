@@ -9,7 +9,8 @@ from atoll.outer.down import follow, in_changes, take
 from atoll.outer.merge import Update
 from atoll.outer.optimiser import State, from_arrays, to_arrays
 from atoll.outer.wire import CHUNK, Chunk
-from atoll.spec.plan import Outer, Sync, Transform
+from atoll.spec.sync import Outer, Sync
+from atoll.spec.wire import Transform
 from tests.unit.vectors import noise
 
 SIZE = CHUNK + 5

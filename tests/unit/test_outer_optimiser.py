@@ -6,7 +6,7 @@ import pytest
 from atoll.errors import Invalid, TaskFailed
 from atoll.outer.optimiser import State, from_arrays, pseudo_gradient, step, to_arrays
 from atoll.outer.wire import CHUNK
-from atoll.spec.plan import Outer
+from atoll.spec.sync import Outer
 
 START = np.random.default_rng(0).normal(size=30).astype(np.float32)
 GRADIENTS = [np.random.default_rng(i).normal(size=30).astype(np.float32) for i in range(1, 21)]

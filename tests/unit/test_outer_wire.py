@@ -10,7 +10,7 @@ import pytest
 from atoll.errors import Invalid, TaskFailed
 from atoll.outer.formats import INT8_BLOCK as BLOCK
 from atoll.outer.wire import CHUNK, Chunk, decode, encode, encoded_bytes
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 from tests.unit.vectors import noise
 
 INT8 = (Transform(kind="int8"),)

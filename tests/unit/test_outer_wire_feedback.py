@@ -7,7 +7,7 @@ import pytest
 
 from atoll.errors import Invalid, TaskFailed
 from atoll.outer.wire import CHUNK, decode, encode, feedback, recalls
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 from tests.unit import vectors
 
 SIZE = CHUNK + 2_049

@@ -12,7 +12,7 @@ from atoll.errors import Invalid
 from atoll.outer import sparse
 from atoll.outer.formats import FORMATS, INT4_BLOCK, INT8_BLOCK
 from atoll.outer.wire import CHUNK, Chunk, decode, encode
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 from tests.unit import vectors
 
 LARGEST = float(np.finfo(np.float32).max)

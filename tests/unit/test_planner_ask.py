@@ -9,7 +9,9 @@ from atoll.planner import ask
 from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.job import Job, parse_job
 from atoll.spec.policy import Decision
+from atoll.spec.user import User
 
+USER = User(name="ada", roles=("scientist",))
 PRINT = "sha256:" + "0" * 64
 
 
@@ -32,7 +34,7 @@ def train(**fields: Any) -> Job:
 
 
 def asked(job: Job) -> dict[str, tuple[ask.Question, ...]]:
-    return ask.requests(job, FLEET, "ada", ("scientist",), PRINT)
+    return ask.requests(job, FLEET, USER, PRINT)
 
 
 def roles(questions: tuple[ask.Question, ...]) -> list[str]:
@@ -91,7 +93,7 @@ def test_a_site_that_only_evaluates_is_not_asked_for_updates_or_rows():
 )
 def test_jobs_that_train_nothing_ask_only_what_they_need(document: dict[str, Any], expected: tuple[str, ...]):
     job = parse_job({"name": "look", "purpose": "research", **document}, "job")
-    questions = ask.requests(job, FLEET, "ada", ("scientist",), None)
+    questions = ask.requests(job, FLEET, USER, None)
     assert {name: tuple(roles(asked)) for name, asked in questions.items()} == {"berlin": expected, "zurich": expected}
     assert questions["zurich"][0].request.code == ""
 
@@ -103,7 +105,7 @@ def test_an_unknown_dataset_suggests_one_of_the_fleet():
 
 def test_an_empty_fleet_says_how_to_register_a_dataset():
     with pytest.raises(NotFound, match="atoll data add"):
-        ask.requests(train(), Fleet(), "ada", (), None)
+        ask.requests(train(), Fleet(), USER, None)
 
 
 def test_a_named_site_must_exist_and_hold_the_dataset():

@@ -1,5 +1,6 @@
 """The choice of a plan: what policy removes, what price prefers, what a pin fixes."""
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from atoll.spec.fleet import Dataset, Device, Fleet, Link, ModelShape, Node, Pro
 from atoll.spec.job import EvaluateJob, QueryJob, TrainJob
 from atoll.spec.plan import Candidate, Layout, Plan
 from atoll.spec.policy import Decision
+from atoll.spec.user import LOCAL
 
 Refused = dict[tuple[str, str], Decision]  # (site, role) -> what its policy says instead of yes
 
@@ -43,10 +45,9 @@ def answers(
     """Everything is allowed but rows, and what is in `refused` by (site, role)."""
     refused = refused or {}
     given: dict[str, dict[ask.Role, Decision]] = {}
-    for site, questions in ask.requests(job, of, "ada", ("scientist",), None).items():
+    for site, questions in ask.requests(job, of, LOCAL, None).items():
         words = f"{site} refuses: {ROWS.reasons[0]} (rule hospital.no-rows)"
-        kept = Decision(allowed=False, party=site, rules=("hospital.no-rows",), reasons=(words,))
-        default = {"data": kept}
+        default = {"data": Decision(allowed=False, party=site, rules=("hospital.no-rows",), reasons=(words,))}
         given[site] = {
             q.role: refused.get((site, q.role)) or default.get(q.role) or Decision(allowed=True, party=site)
             for q in questions
@@ -315,6 +316,32 @@ def test_sites_that_build_different_models_fail_the_task():
 def test_a_wait_for_more_sites_than_train_is_refused():
     with pytest.raises(Invalid, match=r"sync\.wait\.count: 5 sites, and 4 can train; set it to at most 4"):
         plan(train(sync={"preset": "fedavg", "wait": {"kind": "quorum", "count": 5}}), fleet())
+
+
+@pytest.mark.parametrize(
+    ("sync", "sites", "words"),
+    [
+        (
+            {"merge": "multi_krum", "hostile": 1},
+            4,
+            "sync.merge: multi_krum: needs 5 updates to tell which are odd, and a",
+        ),
+        ({"merge": "multi_krum", "hostile": 2}, 6, "a round may have 6; lower hostile to 1"),
+        ({"merge": "median"}, 2, "sync.merge: median: needs 3 updates to tell which are odd, and a round may have 2"),
+        ({"merge": "mean", "bound": {"times": 1.0}}, 2, "sync.bound.times: needs 3 updates"),
+    ],
+)
+def test_a_merge_that_needs_more_sites_than_train_is_refused(sync, sites, words):
+    names = ("bern", "kiel", "lyon", "nice", "oslo", "rome")[:sites]
+    with pytest.raises(Invalid, match=re.escape(words)):
+        plan(train(sync=sync), fleet(names=names))
+
+
+def test_a_merge_that_has_enough_sites_is_planned():
+    of = fleet(names=("bern", "kiel", "lyon", "oslo", "rome"))
+    for sync in ({"merge": "multi_krum", "hostile": 1}, {"merge": "median"}, {"merge": "mean", "bound": {"norm": 1.0}}):
+        assert plan(train(sync=sync), of).sync.merge == sync["merge"]
+    assert plan(train(sync={"merge": "mean", "bound": {"norm": 1.0}}), fleet(names=("rome",))).sites == ("rome",)
 
 
 def test_the_same_inputs_in_another_order_make_the_same_plan():

@@ -13,7 +13,8 @@ from atoll.planner import price as model
 from atoll.spec.document import parse
 from atoll.spec.fleet import Device, Fleet, Link, ModelShape, Node, Profile, Site
 from atoll.spec.job import Optimiser, TrainJob
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
+from atoll.spec.sync import Sync
 
 PLACE = model.Place(
     profile=Profile(parameters=1_000_000, step_seconds=0.1),
@@ -59,6 +60,21 @@ def test_fragments_are_more_rounds_of_less_and_a_delay_hides_what_it_takes_of_a_
     assert hidden.bytes == parts.bytes
     far = cost(delay=9).transfer_seconds
     assert far == pytest.approx(10 * model.ROUND_SECONDS), "a transfer takes no less than nothing"
+
+
+@pytest.mark.parametrize(
+    ("fields", "looks"),
+    [
+        ({"merge": "median"}, 0),
+        ({"merge": "multi_krum", "hostile": 1}, 10),
+        ({"merge": "geometric_median"}, 20),
+        ({"merge": "mean", "bound": {"norm": 1.0}}, 5),
+        ({"merge": "geometric_median", "bound": {"times": 1.0}}, 25),
+    ],
+)
+def test_a_merge_that_looks_at_whole_updates_is_priced_by_site_and_by_pair(fields: dict[str, Any], looks: int):
+    costs = [model.price(JOB, sync(**more), [PLACE] * 5).transfer_seconds for more in ({}, fields)]
+    assert costs[1] - costs[0] == pytest.approx(10 * looks * 1_000_000 * model.LOOK_SECONDS)
 
 
 def test_the_slowest_site_and_the_slowest_link_set_the_pace():

@@ -7,13 +7,15 @@ import pytest
 from atoll.errors import Corrupt, NotFound
 from atoll.registry.lineage import LineageTree, columns, sources
 from atoll.registry.models import Models
+from atoll.spec.budget import Guarantee, Mechanism
 from atoll.spec.document import digest, parse_json, sha256
 from atoll.spec.event import Aliased, Decided, Event, Expired, Merged, Planned, Published, Result, Submitted
 from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.job import TrainJob
-from atoll.spec.model import Lineage, Model, Source, TensorSpec
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.model import Lineage, Model, Promised, Source, TensorSpec
+from atoll.spec.plan import Layout, Plan
 from atoll.spec.policy import Decision
+from atoll.spec.sync import Sync
 
 JOB = TrainJob.model_validate(
     {"name": "heart", "purpose": "research", "task": {"file": "t.py", "name": "T"}, "data": {"dataset": "d"}}
@@ -206,10 +208,30 @@ def test_lineage_doubts_code_that_was_not_submitted():
     assert sha256(b"other") in Models.fold(journal(*events)).lineage("heart").doubts[0]
 
 
+def test_a_models_card_states_what_its_run_promises_and_what_left_beside_that():
+    mechanism = Mechanism(multiplier=1.1, steps=300, sampling=0.12)
+    counted = Guarantee(unit="record", epsilon=3.97503, delta=1e-5, mechanism=mechanism, accountant="pld")
+    known = {site: Promised(site=site, dataset="d", guarantee=counted) for site in ("lyon", "oslo")}
+    bare = Promised(site="rome", dataset="d")
+    made = model().model_copy(update={"promises": (*known.values(), bare), "metrics": {"auc": 0.9}})
+    told = [b for b in Models.fold(journal(*road(made))).lineage("heart").branch().below if "privacy" in b.text]
+    words = "record-level (epsilon 3.9751, delta 1e-05): 300 steps of noise 1.1, Poisson sampling 0.12, PLD accountant"
+    [privacy] = told
+    assert [one.text for one in privacy.below] == [
+        f"{words} at 2 sites",
+        "no privacy promise at rome",
+        "not under it, for they have no noise: metrics",
+    ]
+    alike = model().model_copy(update={"promises": tuple(known.values())})
+    assert alike.stated(brief=True) == ("record-level (epsilon 3.9751, delta 1e-05) at 2 sites",)
+    assert model().stated() == ("no privacy promise",)
+
+
 def test_the_branch_names_every_part():
     branch = Models.fold(journal(*TWO)).lineage("heart@1").branch()
     texts = [branch.text, *(below.text for below in branch.below)]
     assert texts[0] == "model heart@1 (champion)"
     assert texts[1] == "run run-1 (by ana)"
-    assert texts[3] == "data: 303 rows at 1 sites"
+    assert texts[2] == "privacy: no privacy promise"
+    assert texts[4] == "data: 303 rows at 1 sites"
     assert branch.below[0].below[0].below[0].text == f"job {digest(JOB)} (train heart, purpose research)"

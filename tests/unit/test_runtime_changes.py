@@ -9,7 +9,7 @@ import pytest
 from atoll.outer.wire import CHUNK, encode
 from atoll.runtime.changes import Changes
 from atoll.runtime.files import Folders
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 from tests.unit.runs import ONE, ZERO
 
 INT8 = (Transform(kind="int8"),)

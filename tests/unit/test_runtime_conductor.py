@@ -12,7 +12,8 @@ from atoll.runtime.conductor import Conductor
 from atoll.runtime.machine import AssignTo, Dismiss, MakePlan, Merge
 from atoll.spec.event import Answer, Answered, Cancelled, Expired, Joined, Lost, Merged, Planned, Result, Submitted
 from atoll.spec.job import parse_job
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
+from atoll.spec.sync import Sync
 
 WAIT = 20.0
 QUERY = {"kind": "query", "name": "ask", "purpose": "care", "sql": "select count(*) from rows", "dataset": "rows"}

@@ -8,9 +8,9 @@ from atoll.errors import Invalid
 from atoll.registry.weights import save
 from atoll.runtime.errand import Errand
 from atoll.spec.document import sha256
-from atoll.spec.message import Reply
 from atoll.spec.model import TensorSpec, with_control, without_control
-from atoll.spec.plan import Sync
+from atoll.spec.order import Reply
+from atoll.spec.sync import Sync
 from tests.unit.places import BATCH, STEPS, WAIT, WEIGHTS, House, assign, update
 
 PLAIN = (TensorSpec(name="w", shape=(4,)),)

@@ -14,7 +14,8 @@ from atoll.runtime.state import State
 from atoll.spec.event import Answer, Cancelled, ColumnSums, Crossed, Group, Planned, Restarted, Submitted
 from atoll.spec.job import parse_job
 from atoll.spec.message import Assign, Done, Failure, Notice, Parcel, Refusal
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
+from atoll.spec.sync import Sync
 from tests.unit.houses import JOB, SIGNATURE, House, source, vector
 
 

@@ -9,9 +9,9 @@ from atoll.runtime.errand import Errand
 from atoll.runtime.frames import frames
 from atoll.runtime.kept import Kept, RunFolder
 from atoll.runtime.outgoing import encode_with_feedback, outgoing, outgoing_kept
-from atoll.spec.message import Reply
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Sync
+from atoll.spec.order import Reply
+from atoll.spec.sync import Sync
 from tests.unit.places import BATCH, SIZE, STEPS, WAIT, House, Hub, assign
 
 SPARSE = [{"kind": "topk", "share": 0.3}, {"kind": "int8"}]

@@ -12,7 +12,7 @@ from atoll.runtime.relay import Relay
 from atoll.spec.event import Answer
 from atoll.spec.fleet import Site
 from atoll.spec.message import Branch, Failure, Parcel, Relayed, Unusable
-from atoll.spec.plan import Sync
+from atoll.spec.sync import Sync
 from tests.unit.houses import source, spoiled, unread, whole
 from tests.unit.places import DIGEST, SIZE, assign, eventually
 

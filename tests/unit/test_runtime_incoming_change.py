@@ -15,7 +15,8 @@ from atoll.runtime.kept import RunFolder
 from atoll.runtime.reports import Reports
 from atoll.spec.document import sha256
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Sync, Transform
+from atoll.spec.sync import Sync
+from atoll.spec.wire import Transform
 from tests.unit.places import House, assign
 from tests.unit.vectors import noise
 

@@ -17,7 +17,8 @@ from atoll.runtime.machine import Merge
 from atoll.runtime.merging import merged
 from atoll.spec.event import Answer, ColumnSums, Expired, Totals
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Outer, Transform
+from atoll.spec.sync import Bound, Outer
+from atoll.spec.wire import Transform
 from tests.unit.runs import QUORUM, ZERO, answer, fold, plan, running, train_job, training
 from tests.unit.runs import merged as told
 from tests.unit.vectors import noise
@@ -83,10 +84,10 @@ class Rounds:
         self.folder, self.files = folder, RunFiles(folder)
         self.state = replace(self.state, weights=self.files.put_weights(vector(0), SIGNATURE), signature=SIGNATURE)
 
-    def bring(self, sites, position=1):
+    def bring(self, sites, position=1, scales=()):
         answers = []
         for number, site in enumerate(sites, start=1):
-            sent = vector(number)
+            sent = vector(number) * np.float32(scales[number - 1] if scales else 1)
             digest, _ = self.files.spool.receive((position, site), lambda at, sent=sent: encode(sent, ()), (), SIZE)
             answers.append(Answer(site=site, position=position, epoch=0, examples=number, loss=0.5, update=digest))
         return answers
@@ -118,6 +119,25 @@ def test_rounds_are_merged_to_the_bits_of_merge_and_step_also_by_a_hub_that_was_
         made = rounds.merge(answers, RunFiles(tmp_path) if restart else None)
     assert np.array_equal(RunFiles(tmp_path).vector(made.weights, SIGNATURE), expected(outer, 2, 2))
     assert made.loss == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "odd"),
+    [
+        ({"merge": "multi_krum", "hostile": 1}, ("e",)),
+        ({"merge": "mean", "bound": Bound(times=1.0)}, ("d", "e")),
+        ({"merge": "geometric_median"}, ()),
+        ({"merge": "median"}, ()),
+    ],
+)
+def test_who_was_found_odd_is_in_the_event_and_a_restarted_hub_finds_the_same(tmp_path, fields, odd):
+    rounds = Rounds(tmp_path, **fields)
+    answers = rounds.bring("abcde", scales=(1, 1, 1, 1.5, 400))
+    before = rounds.state
+    made = rounds.merge(answers)
+    assert made.outliers == odd
+    rounds.state = before
+    assert rounds.merge(answers[::-1], RunFiles(tmp_path)).weights == made.weights
 
 
 def test_a_change_that_cannot_be_written_costs_no_merge(tmp_path):

@@ -19,8 +19,10 @@ from atoll.spec.event import Answer, Answered, Merged, Planned, Result, Submitte
 from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.message import Ask, Assign, Decisions, Hello, Refusal
 from atoll.spec.model import TensorSpec
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
 from atoll.spec.policy import Decision
+from atoll.spec.sync import Sync
+from atoll.spec.user import LOCAL
 from tests.undeployed import NothingDeployed
 from tests.unit.places import eventually
 from tests.unit.runs import train_job
@@ -60,7 +62,10 @@ class Left:
         sync = Sync.model_validate({"wait": wait})
         layouts = layouts or {name: Layout() for name in names}
         plan = Plan(sites=names, evaluators=evaluators, layouts=layouts, sync=sync, rounds=rounds)
-        events = [Submitted(run="run", user="ana", job=JOB, code=code), Planned(run="run", plan=plan, fleet=fleet)]
+        events = [
+            Submitted(run="run", user="ana", roles=("scientist",), job=JOB, code=code),
+            Planned(run="run", plan=plan, fleet=fleet),
+        ]
         for position, sites in enumerate(merged):
             place = {"position": position, "epoch": 0, "version": max(0, position - 1)}
             events += [Answered(run="run", answer=Answer(site=name, **place)) for name in sites]
@@ -213,7 +218,7 @@ def test_a_model_leaves_its_run_by_the_hubs_rules_and_the_decision_is_journalled
     left.leave(("ada",), ("ada", "bob")).resume()
     assert left.ended().state == "finished"
     [asked] = decided(left.home, "release")
-    assert (asked.run, asked.decision.allowed, asked.decision.rules) == ("run", True, ("hub.models",))
+    assert (asked.run, asked.decision.allowed, asked.decision.rules) == ("run", True, ("hub.results",))
     assert asked.subject.startswith("job@1")
 
 
@@ -280,7 +285,9 @@ def test_a_run_goes_on_once_its_model_can_be_kept(left):
 
 def test_a_plan_waits_for_the_sites_that_were_there_when_its_job_was_submitted(left):
     with Journal(left.home / "hub" / "journal.db", "hub") as journal:
-        submitted = Submitted(run="run", user="ana", job=JOB, code=sha256(b"code"), holders=("ada", "bob"))
+        submitted = Submitted(
+            run="run", user="ana", roles=("scientist",), job=JOB, code=sha256(b"code"), holders=("ada", "bob")
+        )
         journal.append(submitted, actor="ana")
     Blobs(left.home / "hub" / "blobs").put(b"code")
     left.resume()
@@ -296,7 +303,7 @@ def test_a_plan_waits_for_the_sites_that_were_there_when_its_job_was_submitted(l
         left.hub._desk.closed("bob", bob.append, "the link broke")
         bob = left.connect("bob", rows())
     assert left.hub.run("run").state == "planning"
-    left.hub.cancel("run", "ana")
+    left.hub.cancel("run", LOCAL)
 
 
 def test_runs_whose_plans_wait_for_sites_keep_no_other_from_its_merges(left):

@@ -13,9 +13,9 @@ from atoll.runtime import personal
 from atoll.runtime.errand import Errand, room
 from atoll.runtime.kept import RunFolder
 from atoll.spec.document import sha256
-from atoll.spec.message import Reply
 from atoll.spec.model import TensorSpec, with_control
-from atoll.spec.plan import Sync
+from atoll.spec.order import Reply
+from atoll.spec.sync import Sync
 from tests.unit.places import BATCH, SIGNATURE, SIZE, STEPS, WAIT, WEIGHTS, House, assign, job, update
 
 SYNC = Sync.model_validate({"period": STEPS, "keep_local": ["head*"], "wait": {"patience": WAIT}})

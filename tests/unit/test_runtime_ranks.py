@@ -11,8 +11,9 @@ from atoll.runtime.kept import RunFolder
 from atoll.runtime.ranks import Ranks
 from atoll.runtime.reports import Reports
 from atoll.spec.job import Optimiser
-from atoll.spec.message import Probe, Reply, Train
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.order import Probe, Reply, Train
+from atoll.spec.plan import Layout
+from atoll.spec.sync import Sync
 from tests.unit.places import SIGNATURE, House, assign
 
 

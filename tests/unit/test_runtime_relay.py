@@ -132,7 +132,7 @@ def test_no_relay_is_behind_itself_and_nobody_behind_what_is_none(tree):
 def test_a_site_behind_a_relay_is_here_by_it_and_lost_with_it(house):
     assert set(house.desk.presence.names()) >= {"alps", "ada", "bob", "dan"}
     assert [site.name for site in house.desk.presence.fleet().sites] == ["ada", "bob", "dan"]
-    assert any(one == Relayed(site="ada", message=Welcome(heartbeat=2.0)) for one in house.sent["alps"])
+    assert any(one == Relayed(site="ada", message=Welcome(heartbeat=2.0, region="here")) for one in house.sent["alps"])
     house.desk.closed("alps", house.sent["alps"].append, "gone")
     assert not house.desk.presence.here("ada")
 
@@ -259,7 +259,9 @@ def test_of_a_site_in_quarantine_nothing_is_journalled_that_a_relay_did_not_take
     assert [event.site for event in house.happened("site.quarantined")] == ["ada"]
 
 
-@pytest.mark.parametrize("sync", [{"merge": "median"}, {"wait": {"kind": "buffer", "count": 2}}])
+@pytest.mark.parametrize(
+    "sync", [{"merge": "median"}, {"merge": "mean", "bound": {"norm": 1.0}}, {"wait": {"kind": "buffer", "count": 2}}]
+)
 def test_what_does_not_compose_is_in_no_branch_and_is_not_taken_as_a_sum(house, sync):
     house.start(sites=("ada", "bob"), **sync)
     house.desk.take("alps", house.parcel("run", "ada", signature=SIGNATURE), source([whole()]))

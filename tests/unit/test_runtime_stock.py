@@ -8,7 +8,7 @@ from atoll.outer.wire import Chunk
 from atoll.runtime.files import Folders, RunFiles
 from atoll.runtime.merging import merged
 from atoll.spec.message import Parcel
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 from tests.unit.houses import SIGNATURE, ZERO
 
 INT8 = (Transform(kind="int8"),)

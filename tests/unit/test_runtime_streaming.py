@@ -6,7 +6,7 @@ import pytest
 from atoll.errors import TaskFailed, Unavailable
 from atoll.outer.wire import decode, feedback
 from atoll.runtime.errand import Errand
-from atoll.spec.message import Reply
+from atoll.spec.order import Reply
 from tests.unit.places import SIZE, House, assign, eventually, honest, job, until_closed, update
 
 PERIOD, STRIDE, DELAY = 6, 3, 2

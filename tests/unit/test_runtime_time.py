@@ -7,7 +7,8 @@ from atoll.planner.price import Place, price
 from atoll.runtime.brought import checked
 from atoll.spec.event import Restarted
 from atoll.spec.fleet import Link, Node, Profile
-from atoll.spec.plan import Layout, Plan, Sync
+from atoll.spec.plan import Layout, Plan
+from atoll.spec.sync import Sync
 from tests.unit.runs import ZERO, answer, fold, merged, train_job, training
 
 TIMED = Sync.model_validate({"preset": "fedavg", "seconds": 20.0, "wait": {"patience": 60.0}})

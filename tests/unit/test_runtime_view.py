@@ -105,7 +105,7 @@ def test_borders_are_summed_as_journals_grow_and_for_one_run_alone(journal):
     assert borders.of(journal) == {("ada", "out", "update"): (2, 15, 0), ("ada", "in", "update"): (1, 3, 0)}
     journal.append(crossed("a", 1), crossed("a", 8, decision=REFUSED), crossed("a", 2, site="bob"), actor="hub")
     statements: list[str] = []
-    journal._connection.set_trace_callback(statements.append)
+    journal._store.connection.set_trace_callback(statements.append)
     sums = borders.of(journal)
     assert sums[("ada", "out", "update")] == (3, 16, 1)
     assert all("seq > 3" in statement for statement in statements), "what was summed before is not read again"

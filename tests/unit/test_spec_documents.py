@@ -26,8 +26,9 @@ from atoll.spec.document import (
 from atoll.spec.fleet import Device, Fleet, Profile, Site, SiteFile
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.model import Deployment, Model
-from atoll.spec.plan import Plan, Sync
+from atoll.spec.plan import Plan
 from atoll.spec.policy import Policy
+from atoll.spec.sync import Sync
 
 
 def every_document() -> list[type[Document]]:
@@ -48,10 +49,16 @@ TITLES = [kind.__name__ for kind in EVERY]
 WRITTEN_BY_PEOPLE = [TrainJob, EvaluateJob, PredictJob, QueryJob, Fleet, Site, Policy, Sync, Plan, Model, Deployment]
 # Fields that one another constrain, where the first allowed value of each would not be a document.
 AGREEING: dict[str, dict[str, Any]] = {
+    "Dataset": {"until": {"a": "2027-01-31T00:00:00Z"}},
     "Wait": {"kind": "quorum", "count": 2},
     "Transform": {"kind": "clip", "share": None, "level": None},
     "Sync": {"preset": None, "exchange": "delta", "blend": 0.0, "control": False, "seconds": None}
-    | {"keep_local": [], "down": []},
+    | {"keep_local": [], "down": [], "hostile": None},
+    "Bound": {"norm": 1.0, "times": None},
+    "Mechanism": {"sampling": 0.5},
+    "Privacy": {"epsilon": 4.0, "noise": None},
+    "PrivateSteps": {"sampling": 0.5},
+    "Compute": {"checkpointing": False, "compile": False},
     "Range": {"low": 1.0, "high": 3.0, "log": False, "step": 0.5, "integer": False},
     "Sweep": {"parameters": {"optimiser.rate": {"low": 1.0, "high": 3.0}}},
 }
@@ -191,9 +198,16 @@ def test_yaml_that_is_nested_without_end_is_refused(tmp_path: Path, text: str) -
         read_yaml(path)
 
 
+NINE = ",".join(9 * ["*a{0}"])  # of the one before
+BOMB = f"a0: &a0 [{9 * '1,'}]\n" + "".join(f"a{i + 1}: &a{i + 1} [{NINE.format(i)}]\n" for i in range(9))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ('a: "\\ud800"\n', "found invalid Unicode character escape code|surrogates"),
+        (BOMB, "more than 1,000,000 values, with what its aliases repeat"),
+        ("a: &x {b: [1, *x]}\n", "alias 'x' stands inside of what it repeats"),
         ("a: b: c\n", "line 1, column 5: not valid YAML: mapping values are not allowed here"),
         ("a: 1\nb: @c\n", "line 2, column 4: not valid YAML: found character '@' that cannot start any token"),
         ("a: *c\n", "line 1, column 4: not valid YAML: found undefined alias 'c'"),

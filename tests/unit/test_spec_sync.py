@@ -7,7 +7,9 @@ import yaml
 
 from atoll.errors import Invalid
 from atoll.spec.document import canonical, parse, parse_json, write_yaml
-from atoll.spec.plan import PRESETS, Layout, Outer, Sync, Wait
+from atoll.spec.plan import Layout
+from atoll.spec.presets import PRESETS
+from atoll.spec.sync import Outer, Sync, Wait
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -82,6 +84,21 @@ def test_reading_a_preset_leaves_the_presets_as_they_were() -> None:
         ({"preset": "streaming_diloco", "proximal": 0.1}, "pulls to the round's start, which is not there yet"),
         ({"preset": "streaming_diloco", "wait": {"kind": "buffer", "count": 2}}, "which here are of other parts"),
         ({"preset": "streaming_diloco", "exchange": "gradient"}, "steps outside only, so nothing can go on meanwhile"),
+        ({"merge": "multi_krum"}, "merge: multi_krum: needs to know how many sites may be hostile; set hostile: 1"),
+        ({"merge": "median", "hostile": 1}, "hostile: 1: is of merge: multi_krum, and median takes none; remove it"),
+        ({"bound": {"norm": 1.0}}, "weighs by what a site says of itself, which nothing bounds; use merge: mean"),
+        ({"merge": "mean", "bound": {}}, "a bound is a norm or so many times the median norm; set norm: 1.0"),
+        ({"merge": "mean", "bound": {"norm": 1.0, "times": 1.0}}, "a bound is a norm or so many times the median norm"),
+        ({"merge": "mean", "bound": {"norm": 0}}, "sync: bound.norm: 0: Input should be greater than 0"),
+        ({"preset": "scaffold", "bound": {"norm": 1.0}}, "bound: would cut off what hub and sites must count alike"),
+        ({"preset": "scaffold", "merge": "geometric_median"}, "where merge: geometric_median has another"),
+        ({"preset": "fedbuff", "merge": "median"}, "merge: median: compares the updates of one round, and a buffer's"),
+        ({"preset": "fedbuff", "merge": "mean", "bound": {"times": 2}}, "bound.times: compares the updates of one"),
+        ({"merge": "median", "wait": {"kind": "quorum", "count": 2}}, "needs 3 updates to tell which are odd, and a"),
+        (
+            {"merge": "multi_krum", "hostile": 2, "wait": {"kind": "quorum", "count": 5}},
+            "merge: multi_krum: needs 7 updates to tell which are odd, and a round may have 5; lower hostile to 1",
+        ),
         ({"trim": 0.5}, "sync: trim: 0.5: Input should be less than 0.5"),
         ({"period": 0}, "sync: period: 0: Input should be greater than 0"),
         (3, "sync: (document): 3: "),
@@ -124,3 +141,26 @@ def test_a_preset_with_a_field_set_back_to_the_default_survives_yaml(data: dict[
 def test_a_preset_that_is_no_text_is_told_like_any_other() -> None:
     with pytest.raises(Invalid, match="preset"):
         parse(Sync, {"preset": ["fedavg"]}, "sync")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, None),
+        ({"merge": "mean"}, None),
+        ({"merge": "median"}, "merge: median: compares single updates, which a sum hides; use merge: mean"),
+        ({"merge": "multi_krum", "hostile": 1}, "merge: multi_krum: compares single updates"),
+        ({"merge": "geometric_median"}, "merge: geometric_median: compares single updates"),
+        ({"merge": "mean", "bound": {"norm": 1.0}}, "bound: is of single updates, which a sum hides; remove it"),
+        ({"preset": "scaffold"}, "control: variates are counted one by one, which a sum hides"),
+    ],
+)
+def test_a_sync_says_why_no_sum_may_stand_for_single_updates(fields: Any, words: str | None) -> None:
+    said = parse(Sync, fields, "sync").singles
+    assert said is None if words is None else said is not None and said.startswith(words)
+
+
+def test_a_bound_by_norm_goes_with_a_buffer_and_one_site() -> None:
+    sync = parse(Sync, {"preset": "fedbuff", "merge": "mean", "bound": {"norm": 1.0}}, "sync")
+    assert not sync.compares
+    assert sync.unfit(1) is None

@@ -7,7 +7,8 @@ from pydantic import TypeAdapter
 
 from atoll.errors import Invalid
 from atoll.spec.document import parse
-from atoll.spec.plan import Sync, Transform, Wire
+from atoll.spec.sync import Sync
+from atoll.spec.wire import Transform, Wire
 
 WHOLE = [
     {"kind": "clip", "value": 1.0},
@@ -39,7 +40,7 @@ def test_parts_of_the_order_are_an_order(kinds: tuple[str, ...]):
         (("int8", "clip"), "clip cannot follow int8; put clip before int8"),
         (("int8", "topk"), "topk cannot follow int8; put topk before int8"),
         (("zstd", "int4"), "int4 cannot follow zstd; put int4 before zstd"),
-        (("bfloat16", "int8"), "int8 follows bfloat16, and a wire takes one of bfloat16, int8, int4; remove one"),
+        (("bfloat16", "int8"), "int8 follows bfloat16, and a wire takes one of bfloat16, int8, int4, mask; remove one"),
         (("topk", "topk"), "topk follows topk, and a wire takes one of topk; remove one"),
         (("zstd", "zstd"), "zstd follows zstd, and a wire takes one of zstd; remove one"),
     ],

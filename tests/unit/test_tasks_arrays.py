@@ -19,9 +19,9 @@ from atoll.registry.weights import save
 from atoll.serving.engine import load
 from atoll.spec.document import sha256
 from atoll.spec.job import Optimiser, TrainJob
-from atoll.spec.message import Probe, TaskName, Train
 from atoll.spec.model import Lineage, Model, TensorSpec
-from atoll.spec.plan import Sync
+from atoll.spec.order import Probe, TaskName, Train
+from atoll.spec.sync import Sync
 from atoll.spec.task import Rows
 
 EXAMPLES = {"x": np.arange(20, dtype=np.float32).reshape(10, 2)}

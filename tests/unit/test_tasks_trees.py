@@ -10,9 +10,9 @@ from atoll.inner.arrays import ArraysLearner
 from atoll.inner.mesh import Mesh
 from atoll.inner.task import load_task
 from atoll.spec.job import Optimiser
-from atoll.spec.message import TaskName, Train
 from atoll.spec.model import Moments
-from atoll.spec.plan import Sync
+from atoll.spec.order import TaskName, Train
+from atoll.spec.sync import Sync
 from atoll.spec.task import Rows
 
 FOLDER = Path(__file__).parents[2] / "examples" / "trees"

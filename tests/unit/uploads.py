@@ -5,7 +5,7 @@ import numpy as np
 from atoll.errors import LinkLost
 from atoll.outer.wire import CHUNK, encode
 from atoll.spec.document import sha256
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 from tests.unit.vectors import noise
 
 SIZE = 2 * CHUNK + 1000  # three frames

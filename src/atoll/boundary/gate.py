@@ -4,7 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from atoll.boundary import network
 from atoll.boundary.channel import Channel, Desk, Frame, FrameLike, Source
@@ -16,13 +16,14 @@ from atoll.errors import Denied, Invalid, LinkLost
 from atoll.spec.event import Answer, Crossed, Decided
 from atoll.spec.fleet import Link
 from atoll.spec.message import Done, Message, Parcel
-from atoll.spec.policy import Crossing, Decision, Request
+from atoll.spec.policy import Account, Crossing, Decision, Request
 
 
 class Judge(Protocol):
     """A party's rules, already read; `decide` is pure and denies on error."""
 
     def decide(self, request: Request) -> Decision: ...
+    def account(self, request: Request) -> Account: ...
 
 
 _PROBE = 4 << 20  # bytes
@@ -44,11 +45,18 @@ class Gate:
         """Ask the rules without journalling: planning asks many questions of which few come true."""
         return self._judge().decide(request)
 
-    def ask(self, request: Request, subject: str, run: str | None = None) -> Decision:
-        """Decide a point that is no crossing (submit, open, release, promote, deploy), journal it, raise `Denied`."""
+    def account(self, request: Request) -> Account:
+        """Ask the rules, each of them, about what nobody does yet; journals nothing."""
+        return self._judge().account(request)
+
+    def ask(self, request: Request, subject: str, run: str | None = None, alone: bool = True) -> Decision:
+        """Decide a point that is no crossing (submit, open, release, promote, deploy), journal it, raise `Denied`.
+
+        Without ``alone``, what is refused to one person alone is returned, for the caller to have another approve it.
+        """
         decision = self.decide(request)
-        self._record(Decided(action=request.action, subject=subject, run=run, decision=decision))
-        if not decision.allowed:
+        self._record(decided(request, subject, decision, run))
+        if not decision.allowed and (alone or not decision.approvers):
             raise Denied(str(decision))
         return decision
 
@@ -134,8 +142,42 @@ class SiteGate(Gate, Uplink):
     def __init__(self, party: str, judge: Callable[[], Judge], record: Record) -> None:
         Gate.__init__(self, party, judge, record)
         Uplink.__init__(self, party)
+        self.beyond = ""  # the region on the other side, as the hub says; nobody can check it
         self._turn = threading.Lock()
         self._crossed: OrderedDict[Hashable, tuple[Decision, ...]] = OrderedDict()  # crossing -> what was journalled
+        self._admitted: OrderedDict[Hashable, Decided] = OrderedDict()  # run and action -> the newest that was
+
+    def admit(self, request: Request, subject: str, run: str) -> None:
+        """Decide anew whether a run's work may go on; raise `Denied`. The journal has the first time, and then each
+        time that the question or its answer is another one."""
+        said = decided(request, subject, self.decide(request), run)
+        key = (run, request.action)
+        with self._turn:
+            known = self._admitted.get(key) == said
+        if not known:
+            self._record(said)
+        with self._turn:
+            _remember(self._admitted, key, said)
+        if not said.decision.allowed:
+            raise Denied(str(said.decision))
+
+    def allow(self, request: Request, subject: str, run: str) -> None:
+        """Decide again about what was done before, such as code that has crossed and lies here. Only a refusal is
+        journalled, and raised as `Denied`: that it was done is in the journal already, and nothing crosses."""
+        decision = self.decide(request)
+        if not decision.allowed:
+            if request.crossing is not None:
+                self._record(Crossed(crossing=request.crossing.model_copy(update={"bytes": 0}), decision=decision))
+            else:
+                self._record(decided(request, subject, decision, run))
+            raise Denied(str(decision))
+
+    def answer(self, request: Request, subject: str) -> Decision:
+        """Decide what a hub asks beforehand. That it may not plan is journalled here; that it may is when it did."""
+        decision = self.decide(request)
+        if request.action == "plan" and not decision.allowed:
+            self._record(decided(request, subject, decision))
+        return decision
 
     def say(self, message: Message, request: Request | None = None) -> None:
         """Send a message; one that carries anything computed from data comes with its crossing to be checked."""
@@ -153,6 +195,14 @@ class SiteGate(Gate, Uplink):
     def fetch(self, parcel: Parcel, request: Request) -> tuple[Parcel, Iterator[FrameLike]]:
         """Let weights or code in, by digest; the caller verifies the bytes against it."""
         self._check(request, ("digest", parcel.digest))
+        return self._line().get(parcel)
+
+    def fetch_to_read(self, parcel: Parcel, request: Request) -> tuple[Parcel, Iterator[FrameLike]]:
+        """Let code in for its owner to read: it is refused, and so does not run, until the owner has approved it."""
+        crossing, party = request.crossing, self._name
+        assert crossing is not None, "a crossing is what a gate decides about"
+        words = f"{party} takes it in to be read, and does not run it"
+        self._record(Crossed(crossing=crossing, decision=Decision(allowed=True, party=party, reasons=(words,))))
         return self._line().get(parcel)
 
     def fetch_change(self, parcel: Parcel, request: Request, whole: Request) -> tuple[Parcel, Iterator[FrameLike]]:
@@ -192,12 +242,24 @@ class SiteGate(Gate, Uplink):
             self._record(Crossed(crossing=entry, decision=decision))
         with self._turn:
             if what is not None:
-                self._crossed[key] = tuple(dict.fromkeys((*before, decision)))
-                self._crossed.move_to_end(key)
-            while len(self._crossed) > _REMEMBERED:
-                self._crossed.popitem(last=False)
+                _remember(self._crossed, key, tuple(dict.fromkeys((*before, decision))))
         if not decision.allowed:
             raise Denied(str(decision))
+
+
+def decided(request: Request, subject: str, decision: Decision, run: str | None = None) -> Decided:
+    """Return what to journal of a decision that is about no crossing: with all that its rules looked at."""
+    return Decided(action=request.action, subject=subject, run=run, decision=decision, request=request.kept)
+
+
+V = TypeVar("V")
+
+
+def _remember(known: OrderedDict[Hashable, V], key: Hashable, value: V) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > _REMEMBERED:
+        known.popitem(last=False)
 
 
 def _told(answer: Answer | None) -> Hashable | None:

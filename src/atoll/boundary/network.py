@@ -19,7 +19,7 @@ from atoll.boundary.channel import Frame, Source
 from atoll.boundary.identity import Identity, Peer
 from atoll.boundary.line import STALL, Line, lost
 from atoll.boundary.register import Asked
-from atoll.boundary.secure import client_context, peer
+from atoll.boundary.secure import client_context, peer, secured
 from atoll.boundary.session import Session
 from atoll.errors import AtollError, Denied, Invalid, LinkLost
 from atoll.spec.message import Message, Parcel
@@ -48,7 +48,7 @@ def connect(address: str, credential: Credential) -> Line:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if trusted is not None:
             context, mine = trusted
-            connection = context.wrap_socket(connection)
+            connection = secured(connection, context)
             _check_hub(connection, mine, relay)
         return Line(connection, _GREETING)
     except (OSError, LinkLost) as error:

@@ -32,6 +32,13 @@ def client_context(identity: Identity) -> ssl.SSLContext:
     return _filled(context, identity)
 
 
+def secured(connection: socket.socket, context: ssl.SSLContext, server: bool = False) -> ssl.SSLSocket:
+    """Return what speaks TLS over a connection, for a server before its handshake. Raises OSError."""
+    # Of a connection that was reset meanwhile `wrap_socket` makes a socket that it neither returns nor closes.
+    connection.getpeername()
+    return context.wrap_socket(connection, server, do_handshake_on_connect=not server)
+
+
 def _filled(context: ssl.SSLContext, identity: Identity) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=identity.root.decode())

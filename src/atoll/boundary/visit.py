@@ -21,7 +21,7 @@ from atoll.boundary.channel import Desk, Frame, FrameLike
 from atoll.boundary.identity import Peer
 from atoll.boundary.line import STALL, Line, told
 from atoll.boundary.register import Asked, Doorkeeper
-from atoll.boundary.secure import peer
+from atoll.boundary.secure import peer, secured
 from atoll.boundary.session import Session
 from atoll.errors import AtollError, Denied, Invalid, LinkLost
 from atoll.spec.document import Document
@@ -113,15 +113,15 @@ class Visit:
     def _proven(self, connection: socket.socket, context: ssl.SSLContext | None, seconds: float) -> Caller:
         if context is None:
             raise Denied(f"{self.host}: comes with TLS, and this hub has no CA; run: atoll hub init")
-        until, secured = self._line.until, context.wrap_socket(connection, True, do_handshake_on_connect=False)
-        line = Line(secured, seconds)
+        until, wrapped = self._line.until, secured(connection, context, server=True)
+        line = Line(wrapped, seconds)
         line.until = until
         with self._turn:
             self._line = line  # before the handshake, so that it can be cut
             if self._ended:  # just now, when the one before it was in nobody's hands
                 line.cut()
-        secured.do_handshake()
-        proven = peer(secured)
+        wrapped.do_handshake()
+        proven = peer(wrapped)
         return Caller(proven, proven.name)
 
     def _known(self) -> Caller:

@@ -13,7 +13,12 @@ from starlette.middleware import Middleware
 
 import atoll
 from atoll.console.guard import SESSION_SECONDS, Guard, Keys, cookie_name, failure
+from atoll.console.oidc import Provider
+from atoll.console.problems import PROBLEMS
+from atoll.console.routes import Door, Here, Open, Passed, Who, authorise
+from atoll.console.routes_users import people
 from atoll.console.streams import Stream, Streams
+from atoll.console.tokens import Tokens
 from atoll.errors import AtollError, Invalid, NotFound
 from atoll.planner.capacity import Change, Outlook
 from atoll.registry.lineage import LineageTree
@@ -23,9 +28,8 @@ from atoll.spec.fleet import Fleet
 from atoll.spec.job import Job
 from atoll.spec.model import Bundle, Deployment, Model
 from atoll.spec.plan import Plan
+from atoll.spec.policy import Foreseen
 from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
-
-USER = "local"  # one token stands for one person, until users have names of their own
 
 Reference = Annotated[str, StringConstraints(max_length=130)]  # looked up, never part of a path
 
@@ -59,34 +63,22 @@ class Invitation(Document):
     behind: Name | None = None
 
 
-# These are async although they wait for nothing: others would be called in a thread each, one more for every request.
-async def _hub(request: Request) -> Hub:
-    return request.app.state.hub
-
-
-async def _keys(request: Request) -> Keys:
-    return request.app.state.keys
-
-
-async def _streams(request: Request) -> Streams:
-    return request.app.state.streams
-
-
-Here = Annotated[Hub, Depends(_hub)]
-Door = Annotated[Keys, Depends(_keys)]
-Open = Annotated[Streams, Depends(_streams)]
 v1 = APIRouter(prefix="/v1")
 page = APIRouter(include_in_schema=False)
 
 
 def create_app(hub: Hub, token: str) -> FastAPI:
-    """Make the ASGI app of ``hub``; whoever holds ``token`` may use it."""
-    keys = Keys(token)
+    """Make the ASGI app of ``hub``. Whoever holds ``token`` may do all; users have their own. Raises as `Tokens`."""
+    folder = hub.home / "hub"
+    keys = Keys(token, Tokens(folder, hub.users), Provider.of(folder))
     app = FastAPI(
         title="Atoll",
         version=atoll.__version__,
         docs_url=None,  # the stock pages load scripts from elsewhere
         redoc_url=None,
+        openapi_url=None,  # it is a route like the others
+        responses=PROBLEMS,
+        dependencies=[Depends(authorise)],
         middleware=[Middleware(Guard, keys=keys)],
     )
     app.state.hub, app.state.keys, app.state.streams = hub, keys, Streams(hub)
@@ -95,6 +87,7 @@ def create_app(hub: Hub, token: str) -> FastAPI:
     app.add_exception_handler(HTTPException, _tell_route)
     app.add_exception_handler(Exception, _tell_inner)
     app.include_router(v1)
+    app.include_router(people)
     app.include_router(page)
     return app
 
@@ -105,22 +98,27 @@ def create_app(hub: Hub, token: str) -> FastAPI:
 @v1.get("/health")
 def health(keys: Door, challenge: Annotated[str, Field(max_length=100)] = "") -> dict[str, str]:
     """Say that a hub answers here, and prove to the caller that it is the one whose token it holds."""
-    return {"version": atoll.__version__, "proof": keys.proof(challenge)}
+    return {"version": atoll.__version__, "proof": keys.proof(challenge), **keys.signed(challenge)}
 
 
 @v1.post("/jobs")
-def submit(hub: Here, body: Order) -> dict[str, str]:
-    return {"run": hub.submit(body.job, body.bundle, USER, body.run)}
+def submit(hub: Here, who: Who, body: Order) -> dict[str, str]:
+    return {"run": hub.submit(body.job, body.bundle, who, body.run)}
 
 
 @v1.post("/plan")
-def plan(hub: Here, body: Submission) -> Plan:
-    return hub.plan(body.job, body.bundle, USER)
+def plan(hub: Here, who: Who, body: Submission) -> Plan:
+    return hub.plan(body.job, body.bundle, who)
+
+
+@v1.post("/policy/explain")
+def foresee(hub: Here, who: Who, body: Submission) -> list[Foreseen]:
+    return hub.foresee(body.job, body.bundle, who)
 
 
 @v1.post("/capacity")
-def capacity(hub: Here, body: WhatIf) -> list[Outlook]:
-    return list(hub.capacity(body.job, body.bundle, USER, body.change))
+def capacity(hub: Here, who: Who, body: WhatIf) -> list[Outlook]:
+    return list(hub.capacity(body.job, body.bundle, who, body.change))
 
 
 @v1.get("/runs")
@@ -141,8 +139,8 @@ async def run_events(hub: Here, streams: Open, run: Name) -> Stream:
 
 
 @v1.post("/runs/{run}/cancel")
-def cancel(hub: Here, run: Name) -> RunView:
-    hub.cancel(run, USER)
+def cancel(hub: Here, who: Who, run: Name) -> RunView:
+    hub.cancel(run, who)
     return hub.run(run)
 
 
@@ -181,20 +179,20 @@ def sites(hub: Here) -> list[SiteView]:
 
 
 @v1.post("/sites/{site}/revoke")
-def revoke(hub: Here, site: Name) -> dict[str, bool]:
-    hub.revoke(site, USER)
+def revoke(hub: Here, who: Who, site: Name) -> dict[str, bool]:
+    hub.revoke(site, who.name)
     return {"revoked": True}
 
 
 @v1.post("/sites/{site}/release")
-def release(hub: Here, site: Name) -> dict[str, bool]:
-    hub.release(site, USER)
+def release(hub: Here, who: Who, site: Name) -> dict[str, bool]:
+    hub.release(site, who.name)
     return {"released": True}
 
 
 @v1.post("/sites/{site}/invites")
-def invite(hub: Here, site: Name, body: Invitation) -> dict[str, str]:
-    return {"token": hub.invite(site, body.hours, body.relay, body.behind)}
+def invite(hub: Here, who: Who, site: Name, body: Invitation) -> dict[str, str]:
+    return {"token": hub.invite(site, body.hours, body.relay, body.behind, who.name)}
 
 
 @v1.get("/models")
@@ -218,8 +216,8 @@ def lineage(hub: Here, reference: Reference) -> LineageTree:
 
 
 @v1.post("/models/{reference}/promote")
-def promote(hub: Here, reference: Reference, body: Promotion) -> Model:
-    return hub.promote(reference, body.alias, USER)
+def promote(hub: Here, who: Who, reference: Reference, body: Promotion) -> Model:
+    return hub.promote(reference, body.alias, who)
 
 
 @v1.get("/deployments")
@@ -228,18 +226,18 @@ def deployments(hub: Here) -> list[DeploymentView]:
 
 
 @v1.post("/deployments")
-def deploy(hub: Here, body: Deployment) -> DeploymentView:
-    return hub.deploying.deploy(body, USER)
+def deploy(hub: Here, who: Who, body: Deployment) -> DeploymentView:
+    return hub.deploying.deploy(body, who)
 
 
 @v1.post("/redeploy")
-def redeploy(hub: Here) -> list[DeploymentView]:
-    return hub.deploying.redeploy(USER)
+def redeploy(hub: Here, who: Who) -> list[DeploymentView]:
+    return hub.deploying.redeploy(who)
 
 
 @v1.delete("/deployments/{name}")
-def undeploy(hub: Here, name: Name) -> dict[str, str]:
-    hub.deploying.undeploy(name, USER)
+def undeploy(hub: Here, who: Who, name: Name) -> dict[str, str]:
+    hub.deploying.undeploy(name, who)
     return {"stopped": name}
 
 
@@ -266,9 +264,9 @@ _HEADERS = {
 
 
 @v1.post("/login")
-def ticket(request: Request, keys: Door) -> dict[str, str]:
-    """Give the holder of the token a link that logs one browser in."""
-    return {"url": f"{request.base_url}login?token={keys.ticket()}"}
+def ticket(request: Request, keys: Door, passed: Passed) -> dict[str, str]:
+    """Give the holder of a token a link that logs one browser in as that user."""
+    return {"url": f"{request.base_url}login?token={keys.ticket(passed)}"}
 
 
 @page.get("/login")
@@ -282,6 +280,11 @@ def login(request: Request, keys: Door, token: str = "") -> Response:
         samesite="strict",
     )
     return answer
+
+
+@page.get("/openapi.json")
+def openapi(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
 
 
 @page.get("/")
@@ -306,13 +309,16 @@ def _file(name: str, kind: str) -> Response:
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
+_LINES = 50  # of what is wrong in a body
+
+
 def _tell(request: Request, error: Exception) -> Response:
     return failure(error if isinstance(error, AtollError) else AtollError(str(error)))
 
 
 def _tell_fields(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return failure(Invalid("\n".join(_wrong_field(item) for item in error.errors())))
+    return failure(Invalid("\n".join(_wrong_field(item) for item in error.errors()[:_LINES])))
 
 
 def _wrong_field(item: dict[str, Any]) -> str:

@@ -12,7 +12,19 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 
 import atoll
-from atoll.console import cli_cluster, cli_jobs, cli_models, cli_pretrained, cli_relay, cli_sites
+from atoll.console import (
+    cli_audit,
+    cli_cluster,
+    cli_code,
+    cli_jobs,
+    cli_models,
+    cli_policy,
+    cli_pretrained,
+    cli_privacy,
+    cli_relay,
+    cli_sites,
+    cli_users,
+)
 from atoll.console.terminal import CANCELLED, Terminal, say
 from atoll.errors import AtollError, Invalid, Unavailable
 
@@ -26,10 +38,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 about = typer.Typer()
+cli_sites.app.add_typer(cli_audit.app, name="audit", rich_help_panel=cli_audit.PANEL)
+cli_sites.app.add_typer(cli_policy.app, name="policy", rich_help_panel=cli_sites.PANEL)
+cli_sites.app.add_typer(cli_privacy.app, name="privacy", rich_help_panel=cli_sites.PANEL)
 cli_sites.app.add_typer(cli_relay.app, name="relay", rich_help_panel=cli_sites.PANEL)
 cli_sites.app.add_typer(cli_cluster.app, name="cluster", rich_help_panel=cli_sites.PANEL)
 cli_sites.app.add_typer(cli_pretrained.app, name="pretrained", rich_help_panel=cli_sites.PANEL)
-for topic in (cli_jobs.app, cli_models.app, cli_sites.app, about):
+for topic in (cli_jobs.app, cli_models.app, cli_sites.app, cli_users.app, cli_code.app, about):
     app.add_typer(topic)  # in the order of the help
 
 
@@ -38,12 +53,16 @@ def options(
     context: typer.Context,
     home: Annotated[Path, typer.Option(help="Where Atoll keeps its state.", metavar="DIR")] = Path(".atoll"),
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="A user's token, to use the hub as that user; or set ATOLL_TOKEN.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """One AI system over machines that belong to different owners: job, plan, run, model, deployment.
 
     Begin with: atoll run job.yaml
     """
-    context.obj = Terminal(home, debug)
+    context.obj = Terminal(home, debug, token_file)
     if debug:
         import logging
 
@@ -91,9 +110,9 @@ def hoist(arguments: Sequence[str]) -> list[str]:
     for item in items:
         if item == "--":
             others += [item, *items]
-        elif item == "--home":
+        elif item in ("--home", "--token-file"):
             front += [item, *islice(items, 1)]
-        elif item == "--debug" or item.startswith("--home="):
+        elif item == "--debug" or item.startswith(("--home=", "--token-file=")):
             front.append(item)
         else:
             others.append(item)

@@ -7,21 +7,17 @@ import typer
 
 from atoll.console.terminal import Json, of, rest, say, secret
 
-PANEL, RECORD, OTHER = "Sites and data", "The record", "Other"
+PANEL, OTHER = "Sites and data", "Other"
 SiteName = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.", show_default=False)]
 
 app = typer.Typer()
 site = typer.Typer(no_args_is_help=True, help="Make sites and invite them.")
 data = typer.Typer(no_args_is_help=True, help="Register datasets at a site and list them.")
-policy = typer.Typer(no_args_is_help=True, help="Check policy files.")
 hub_app = typer.Typer(no_args_is_help=True, help="Run the coordinator.")
-audit = typer.Typer(no_args_is_help=True, help="Prove the journal; see what happened and what crossed each border.")
 for group, name, panel in (
     (site, "site", PANEL),
     (data, "data", PANEL),
-    (policy, "policy", PANEL),
     (hub_app, "hub", PANEL),
-    (audit, "audit", RECORD),
 ):
     app.add_typer(group, name=name, rich_help_panel=panel)
 
@@ -176,6 +172,8 @@ def data_add(
 ) -> None:
     """Register a dataset at a site of this home. Its rows stay where they are.
 
+    `atoll data grant` gives a purpose an end, and `atoll data require` says what updates must pass through.
+
     Example: atoll data add heart zurich.parquet --site zurich --purpose cardiology-research
     """
     from atoll.console import show
@@ -220,7 +218,7 @@ def data_list(context: typer.Context, as_json: Json = False) -> None:
     from atoll.console.host import find
 
     home = of(context).home
-    running = find(home)
+    running = find(home, of(context).token())
     if running is None:
         fleet = local_fleet(home)
     else:
@@ -228,20 +226,6 @@ def data_list(context: typer.Context, as_json: Json = False) -> None:
             fleet = hub.fleet()
     told = [{"site": place.name, **item.model_dump(mode="json")} for place in fleet.sites for item in place.datasets]
     of(context).emit(told, show.datasets(fleet), as_json)
-
-
-@policy.command("check")
-def policy_check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rules in Cedar.", show_default=False)],
-) -> None:
-    """Check a policy file against Atoll's schema before it is put in force.
-
-    Example: atoll policy check zurich.cedar
-    """
-    from atoll.policy.load import load
-
-    rules = load(file, "check")
-    say(f"{file}: {len(rules.ids)} rules fit the schema: {', '.join(rules.ids)}")
 
 
 # --- the hub and its page -------------------------------------------------------------------------------------------
@@ -260,6 +244,7 @@ def hub_init(
         list[str] | None,
         typer.Option("--name", help="A DNS name or address by which sites dial; may be repeated, the first is told."),
     ] = None,
+    region: Annotated[str, typer.Option(help="Where it is; sites' rules and datasets' terms may ask.")] = "here",
     as_json: Json = False,
 ) -> None:
     """Make this home's hub ready for sites elsewhere: its CA, and where they reach it.
@@ -274,7 +259,7 @@ def hub_init(
     from atoll.spec.document import parse
     from atoll.spec.fleet import Reach
 
-    reach = parse(Reach, {"host": host, "port": site_port, "names": name or []}, "hub init")
+    reach = parse(Reach, {"host": host, "port": site_port, "names": name or [], "region": region}, "hub init")
     folder = of(context).home / "hub"
     initialise(folder, reach)
     port = site_port or "a free port, the same each time"
@@ -327,59 +312,6 @@ def ui(
         if hub.address.embedded:
             say("The hub runs in this command until Ctrl-C.")
             rest(hub)
-
-
-# --- the record -----------------------------------------------------------------------------------------------------
-
-
-@audit.command("verify")
-def audit_verify(context: typer.Context, as_json: Json = False) -> None:
-    """Verify that no entry of a journal was changed, removed or put in; names the first that was.
-
-    Example: atoll audit verify
-    """
-    from atoll.console import show
-    from atoll.errors import Corrupt
-
-    with of(context).hub() as hub:
-        found = hub.verify()
-    of(context).emit(found, show.verdicts(found), as_json)
-    if not all(verdict.intact for verdict in found):
-        raise typer.Exit(Corrupt.exit_code)
-
-
-@audit.command("explain")
-def audit_explain(
-    context: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)],
-    as_json: Json = False,
-) -> None:
-    """Tell what happened in a run: who did what, under which rule.
-
-    Example: atoll audit explain heart-1
-    """
-    from atoll.console import show
-
-    with of(context).hub() as hub:
-        lines = hub.explain(run)
-    of(context).emit(lines, show.journal(lines), as_json)
-
-
-@audit.command("traffic")
-def audit_traffic(
-    context: typer.Context,
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Of one run; by default of all.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what crossed each site's border, by kind and in bytes, and what was refused.
-
-    Example: atoll audit traffic heart-1
-    """
-    from atoll.console import show
-
-    with of(context).hub() as hub:
-        found = hub.traffic(run)
-    of(context).emit(found, show.traffic(found), as_json)
 
 
 @app.command(rich_help_panel=OTHER)

@@ -9,15 +9,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from typing import Any, Self
 
 import httpx
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import JsonValue
 
 from atoll import errors
 from atoll.console.document import load_job
 from atoll.console.host import Address, attach
+from atoll.console.login import given_token
+from atoll.console.people import People, many, one, part
 from atoll.errors import AtollError, Invalid, LinkLost, NotFound, Unavailable
 from atoll.planner.capacity import Change, Outlook
 from atoll.registry.lineage import LineageTree
@@ -26,11 +27,10 @@ from atoll.spec.fleet import Fleet
 from atoll.spec.job import Job, run_name
 from atoll.spec.model import Bundle, Deployment, Model
 from atoll.spec.plan import Plan
+from atoll.spec.policy import Foreseen
 from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
 
 Watch = Callable[[RunView], None]
-M = TypeVar("M", bound=BaseModel)
-
 _ERRORS = {
     kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AtollError)
 }
@@ -40,12 +40,13 @@ _STREAM = httpx.Timeout(60.0, connect=5.0, read=30.0)
 _NO_CHANGE = Change()
 
 
-def connect(home: str | Path = ".atoll", sites: bool = True) -> "Client":
+def connect(home: str | Path = ".atoll", sites: bool = True, token: str | None = None) -> "Client":
     """Reach the hub of ``home``; with none running, start one inside this process (and, with ``sites``, its sites).
 
-    Close the client to end an embedded hub; its state stays under ``home``. Raises `Unavailable`.
+    With a user's ``token`` (or one in the environment's ATOLL_TOKEN) it is reached as that user. Close the client to
+    end an embedded hub; its state stays under ``home``. Raises `Unavailable`.
     """
-    return Client(attach(Path(home), sites))
+    return Client(attach(Path(home), sites, token=token or given_token(None)))
 
 
 class Client:
@@ -60,6 +61,7 @@ class Client:
             timeout=_TIMEOUT,
             trust_env=False,
         )
+        self.people = People(self._call)
 
     def __enter__(self) -> Self:
         return self
@@ -91,12 +93,16 @@ class Client:
 
     def plan(self, job: Job, bundle: Bundle | None = None) -> Plan:
         """Plan a job without running it."""
-        return _one(Plan, self._call("POST", "/v1/plan", _submission(job, bundle)))
+        return one(Plan, self._call("POST", "/v1/plan", _submission(job, bundle)))
+
+    def foresee(self, job: Job, bundle: Bundle | None = None) -> list[Foreseen]:
+        """What every policy would say to a job, rule by rule, at each point that can be known before."""
+        return many(Foreseen, self._call("POST", "/v1/policy/explain", _submission(job, bundle)))
 
     def capacity(self, job: Job, bundle: Bundle | None = None, change: Change = _NO_CHANGE) -> list[Outlook]:
         """What a plan would cost under a change. With none named: one answer for each usual question."""
         asked = {**_submission(job, bundle), "change": change.model_dump()}
-        return _many(Outlook, self._call("POST", "/v1/capacity", asked))
+        return many(Outlook, self._call("POST", "/v1/capacity", asked))
 
     def run_job(
         self,
@@ -133,7 +139,7 @@ class Client:
         plan: Plan | None = None  # told once in each stream: it is the long part of a view, and never changes
         while True:
             view: RunView | None = None
-            for data in self._events(f"/v1/runs/{_part(run)}/events"):
+            for data in self._events(f"/v1/runs/{part(run)}/events"):
                 view = parse_json(RunView, data, "hub")
                 plan = view.plan or plan
                 yield view.model_copy(update={"plan": plan})
@@ -141,13 +147,13 @@ class Client:
                 return
 
     def runs(self) -> list[RunView]:
-        return _many(RunView, self._call("GET", "/v1/runs"))
+        return many(RunView, self._call("GET", "/v1/runs"))
 
     def run(self, run: str) -> RunView:
-        return _one(RunView, self._call("GET", f"/v1/runs/{_part(run)}"))
+        return one(RunView, self._call("GET", f"/v1/runs/{part(run)}"))
 
     def cancel(self, run: str) -> RunView:
-        return _one(RunView, self._call("POST", f"/v1/runs/{_part(run)}/cancel"))
+        return one(RunView, self._call("POST", f"/v1/runs/{part(run)}/cancel"))
 
     def stop(self, run: str, watch: Watch | None = None) -> RunView:
         """Cancel a run unless it is over, wait until its sites have let go, and return its last view."""
@@ -161,42 +167,42 @@ class Client:
 
     def explain(self, run: str) -> list[dict[str, Any]]:
         """The run's journal in words: one table (seq, time, actor, kind, words) for each entry."""
-        return self._call("GET", f"/v1/runs/{_part(run)}/explain")
+        return self._call("GET", f"/v1/runs/{part(run)}/explain")
 
     def traffic(self, run: str | None = None) -> list[Traffic]:
-        path = "/v1/traffic" if run is None else f"/v1/runs/{_part(run)}/traffic"
-        return _many(Traffic, self._call("GET", path))
+        path = "/v1/traffic" if run is None else f"/v1/runs/{part(run)}/traffic"
+        return many(Traffic, self._call("GET", path))
 
     # --- sites
 
     def fleet(self) -> Fleet:
-        return _one(Fleet, self._call("GET", "/v1/fleet"))
+        return one(Fleet, self._call("GET", "/v1/fleet"))
 
     def sites(self) -> list[SiteView]:
-        return _many(SiteView, self._call("GET", "/v1/sites"))
+        return many(SiteView, self._call("GET", "/v1/sites"))
 
     def invite(self, site: str, hours: float = 24.0, relay: str = "", behind: str | None = None) -> str:
         """Return a token with which one site may join, once, within ``hours``: as a ``relay`` that is dialled there,
         or ``behind`` one."""
         asked = {"hours": hours, "relay": relay, "behind": behind}
-        return self._call("POST", f"/v1/sites/{_part(site)}/invites", asked)["token"]
+        return self._call("POST", f"/v1/sites/{part(site)}/invites", asked)["token"]
 
     def revoke(self, site: str) -> None:
         """Shut a site out: its session ends, and its certificate opens nothing any more. Raises `NotFound`."""
-        self._call("POST", f"/v1/sites/{_part(site)}/revoke")
+        self._call("POST", f"/v1/sites/{part(site)}/revoke")
 
     def release(self, site: str) -> None:
         """Let a site out of quarantine. Raises `NotFound` for one that is not in it."""
-        self._call("POST", f"/v1/sites/{_part(site)}/release")
+        self._call("POST", f"/v1/sites/{part(site)}/release")
 
     def verify(self) -> list[Verdict]:
         """Verify the hub's journal and those of the home's own sites."""
-        return _many(Verdict, self._call("GET", "/v1/audit/verify"))
+        return many(Verdict, self._call("GET", "/v1/audit/verify"))
 
     # --- models and deployments
 
     def models(self) -> list[Model]:
-        return _many(Model, self._call("GET", "/v1/models"))
+        return many(Model, self._call("GET", "/v1/models"))
 
     def aliases(self) -> dict[str, dict[str, int]]:
         """Model name -> alias -> version."""
@@ -204,27 +210,27 @@ class Client:
 
     def model(self, reference: str) -> Model:
         """The model of ``name@version`` or ``name@alias``."""
-        return _one(Model, self._call("GET", f"/v1/models/{_part(reference)}"))
+        return one(Model, self._call("GET", f"/v1/models/{part(reference)}"))
 
     def lineage(self, reference: str) -> LineageTree:
         """The tree a model came from: model <- run <- plan <- job, code, data, decisions."""
-        return _one(LineageTree, self._call("GET", f"/v1/models/{_part(reference)}/lineage"))
+        return one(LineageTree, self._call("GET", f"/v1/models/{part(reference)}/lineage"))
 
     def promote(self, reference: str, alias: str) -> Model:
-        return _one(Model, self._call("POST", f"/v1/models/{_part(reference)}/promote", {"alias": alias}))
+        return one(Model, self._call("POST", f"/v1/models/{part(reference)}/promote", {"alias": alias}))
 
     def deployments(self) -> list[DeploymentView]:
-        return _many(DeploymentView, self._call("GET", "/v1/deployments"))
+        return many(DeploymentView, self._call("GET", "/v1/deployments"))
 
     def deploy(self, deployment: Deployment) -> DeploymentView:
-        return _one(DeploymentView, self._call("POST", "/v1/deployments", deployment.model_dump(mode="json")))
+        return one(DeploymentView, self._call("POST", "/v1/deployments", deployment.model_dump(mode="json")))
 
     def redeploy(self) -> list[DeploymentView]:
         """Start what an earlier hub of this home had deployed; returns how each of them is now."""
-        return _many(DeploymentView, self._call("POST", "/v1/redeploy"))
+        return many(DeploymentView, self._call("POST", "/v1/redeploy"))
 
     def undeploy(self, name: str) -> None:
-        self._call("DELETE", f"/v1/deployments/{_part(name)}")
+        self._call("DELETE", f"/v1/deployments/{part(name)}")
 
     def predict(self, name: str, rows: Sequence[Mapping[str, JsonValue]]) -> dict[str, Any]:
         """Ask a deployment about ``rows`` (column -> value) over HTTP.
@@ -280,13 +286,6 @@ def _submission(job: Job, bundle: Bundle | None) -> dict[str, Any]:
     }
 
 
-def _part(text: str) -> str:
-    """One segment of a path: what a user typed must not reach into another route."""
-    if not text or "/" in text or text in (".", ".."):
-        raise Invalid(f"name: {text!r} is no name; use lower-case letters, digits, '.', '_' and '-'")
-    return quote(text, safe="@")
-
-
 def _send(http: httpx.Client, request: httpx.Request) -> httpx.Response:
     try:
         return http.send(request)
@@ -321,16 +320,3 @@ def _prediction(name: str, response: httpx.Response) -> dict[str, Any]:
         return said
     kind = Invalid if response.status_code in (400, 413, 415, 422) else Unavailable
     raise kind(f"deployment {name}: {said.get('error', f'answered {response.status_code}')}")
-
-
-def _one(kind: type[M], data: Any) -> M:
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise Unavailable(
-            f"hub: its answer has {error.error_count()} fields this version does not know; update one of the two"
-        ) from error
-
-
-def _many(kind: type[M], data: Any) -> list[M]:
-    return [_one(kind, item) for item in data]

@@ -1,9 +1,10 @@
 """From what a person writes to what the hub takes: a job file and its task file, an SQL line, and JSON Schemas out."""
 
+import getpass
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -13,10 +14,14 @@ from atoll.spec.event import Result
 from atoll.spec.fleet import Dataset, Fleet, Site, SiteFile
 from atoll.spec.job import JOBS, Job, QueryJob, TaskRef, TrainJob, parse_job
 from atoll.spec.model import Bundle, Deployment, Model
-from atoll.spec.plan import Plan, Sync
+from atoll.spec.plan import Plan
 from atoll.spec.policy import Crossing, Decision, Policy
 from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
 from atoll.spec.sweep import Sweep
+from atoll.spec.sync import Sync
+
+if TYPE_CHECKING:
+    from atoll.journal.key import Key
 
 TASK_LIMIT = 1_000_000  # bytes: source text a person wrote is far below it, a data file renamed .py is not
 
@@ -53,7 +58,31 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Job, Bund
     job = parse_job(override(read_yaml(path), list(overrides)), str(path))
     if not isinstance(job, TrainJob):
         return job, None
-    return job, read_bundle(job.task, path.parent, str(path))
+    return job, _signed(read_bundle(job.task, path.parent, str(path)))
+
+
+def _signed(bundle: Bundle) -> Bundle:
+    key = user_key()
+    if key is None:
+        return bundle
+    from atoll.registry.signed import sign
+
+    return sign(bundle, key)
+
+
+def user_key(make: bool = False) -> "Key | None":
+    """Return the key of whoever runs this, which signs code; None where there is none and none is to be made.
+
+    Raises `Denied` where others can read it, `Corrupt`, `Unavailable`.
+    """
+    path = Path.home() / ".config" / "atoll" / "key"
+    if not make and not path.exists():
+        return None
+    from atoll.journal.key import Key
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9_.-]", "-", getpass.getuser().lower())
+    return Key.kept(path, name if re.match(r"[a-z0-9]", name) else "user", make)
 
 
 def read_bundle(task: TaskRef, folder: Path, source: str) -> Bundle:
@@ -113,7 +142,7 @@ def site_folder(home: Path, name: str | None, laptop: bool = False) -> Path:
 
     With ``laptop`` a home that has no site gets one, `local`: nobody with a single machine has to make it.
     """
-    known = _site_folders(home)
+    known = site_folders(home)
     if laptop and not known and name in (None, "local"):
         from atoll.runtime import site
 
@@ -134,13 +163,14 @@ def local_fleet(home: Path) -> Fleet:
     from atoll.data.catalogue import Catalogue
 
     told: list[Site] = []
-    for folder in _site_folders(home).values():
+    for folder in site_folders(home).values():
         site = parse(SiteFile, read_yaml(folder / "site.yaml"), str(folder / "site.yaml"))
         told.append(site.told.model_copy(update={"datasets": Catalogue(folder).datasets()}))
     return Fleet(sites=tuple(told))
 
 
-def _site_folders(home: Path) -> dict[str, Path]:
+def site_folders(home: Path) -> dict[str, Path]:
+    """Return the folders of this home's own sites by name."""
     return {file.parent.name: file.parent for file in sorted((home / "sites").glob("*/site.yaml"))}
 
 

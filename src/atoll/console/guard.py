@@ -1,11 +1,14 @@
 """Who may speak to the API: one ASGI layer in front of every route, so that no route can forget to ask.
 
 It answers three attacks on a loopback server. Another program of the machine: every path but the few in `OPEN` needs
-the hub's token. A web page elsewhere that makes the browser call us (CSRF): a cookie counts for a change only with our
-own Origin. A foreign name that resolves to 127.0.0.1 (DNS rebinding): Host must be the loopback address we serve on.
+the hub's token, a user's, or one of its identity provider, and `atoll.console.routes` says what each may. A web page
+elsewhere that makes the browser call us (CSRF): a cookie counts for a change only with our own Origin. A foreign name
+that resolves to 127.0.0.1 (DNS rebinding): Host must be the loopback address we serve on.
 """
 
+import asyncio
 import hmac
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -14,6 +17,9 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from atoll.console.oidc import Provider
+from atoll.console.proofs import proof, signer
+from atoll.console.tokens import OWN, Pass, Tokens
 from atoll.errors import AtollError, Denied, Invalid, NotFound, Unavailable
 
 OPEN = frozenset({"/", "/app.js", "/style.css", "/login", "/v1/health"})
@@ -22,6 +28,7 @@ BODY_LIMIT = 4_000_000  # bytes: a job and its one task file, with JSON's escape
 SESSION_SECONDS = 12 * 3600.0
 TICKET_SECONDS = 120.0
 
+_Until = tuple[float, Pass]  # the end on the monotonic clock, and whose it is
 _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (NotFound, 404),
     (Invalid, 422),
@@ -32,39 +39,60 @@ _STATUS: tuple[tuple[type[AtollError], int], ...] = (
 
 @dataclass(slots=True)
 class Keys:
-    """What opens the API: the hub's token, and for browsers short-lived sessions that are bought with a ticket.
+    """What opens the API: the hub's own token, its users' and its provider's, and for browsers short-lived sessions
+    that are bought with a ticket.
 
     A cookie reaches every port of 127.0.0.1, so it holds a session and never the token itself.
     """
 
     token: str
-    _sessions: dict[str, float] = field(default_factory=dict[str, float])
-    _tickets: dict[str, float] = field(default_factory=dict[str, float])
+    tokens: Tokens | None = None
+    provider: Provider | None = None
+    _sessions: dict[str, _Until] = field(default_factory=dict[str, _Until])
+    _tickets: dict[str, _Until] = field(default_factory=dict[str, _Until])
 
-    def ticket(self) -> str:
-        """Return a word that opens one session within two minutes."""
-        return _issue(self._tickets, TICKET_SECONDS)
+    def ticket(self, of: Pass) -> str:
+        """Return a word that opens one session of somebody who is in, within two minutes."""
+        return _issue(self._tickets, TICKET_SECONDS, of)
 
     def session(self, given: str) -> str:
-        """Return a new session for the hub's token or an unused ticket; raise `Denied` for anything else."""
-        if not self.knows(given) and self._tickets.pop(given, 0.0) < time.monotonic():
+        """Return a new session for the hub's own token or an unused ticket; raise `Denied` for anything else.
+
+        It lasts no longer than the token that the ticket was got with."""
+        found = (time.monotonic() + 1, OWN) if self._is_own(given) else self._tickets.pop(given, None)
+        if found is None or found[0] < time.monotonic():
             raise Denied("login: this link was used or is too old; run `atoll ui` for a fresh one")
-        return _issue(self._sessions, SESSION_SECONDS)
+        return _issue(self._sessions, SESSION_SECONDS, found[1])
 
-    def knows(self, token: str) -> bool:
+    async def check(self, token: str) -> Pass:
+        """Return whom a token lets in. Raises `Denied`, and `Unavailable` where a provider would have to say."""
+        if self._is_own(token):
+            return OWN
+        if self.tokens is not None and (self.provider is None or signer(token) == self.tokens.kid):
+            return self.tokens.check(token)
+        if self.provider is not None:
+            return await asyncio.to_thread(self.provider.check, token)  # it may ask for keys, over the network
+        raise Denied("token: it is not this hub's")
+
+    def remembered(self, session: str) -> Pass:
+        """Return whose session this is, with the roles of now. Raises `Denied`."""
+        until, found = self._sessions.get(session, (-math.inf, OWN))
+        if until < time.monotonic():
+            raise Denied("login: there is no such session; run `atoll ui` for a fresh link")
+        return self.tokens.renewed(found) if self.tokens is not None else found
+
+    def _is_own(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self.token.encode())
-
-    def remembers(self, session: str) -> bool:
-        return self._sessions.get(session, 0.0) >= time.monotonic()
 
     def proof(self, challenge: str) -> str:
         """Return what shows a caller that we hold the token, without showing the token."""
         return proof(self.token, challenge)
 
-
-def proof(token: str, challenge: str) -> str:
-    """HMAC-SHA256 of a caller's challenge: a stranger on a reused port cannot make it, so it gets no token sent."""
-    return hmac.new(token.encode(), f"atoll health {challenge}".encode(), "sha256").hexdigest()
+    def signed(self, challenge: str) -> dict[str, str]:
+        """Return what shows the same to the holder of a user's token."""
+        if self.tokens is None:
+            return {}
+        return {"key": self.tokens.public.hex(), "signature": self.tokens.sign(challenge).hex()}
 
 
 def cookie_name(port: int) -> str:
@@ -89,12 +117,12 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            answer = self._objection(HTTPConnection(scope), scope["method"])
+            answer = await self._objection(HTTPConnection(scope), scope["method"])
             await (answer or self.app)(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _objection(self, request: HTTPConnection, method: str) -> JSONResponse | None:
+    async def _objection(self, request: HTTPConnection, method: str) -> JSONResponse | None:
         """Return the refusal this request gets, or None where it may pass."""
         port = (request.scope.get("server") or ("", 0))[1]
         hosts = request.headers.getlist("host")
@@ -104,19 +132,28 @@ class Guard:
             )
         if request.url.path in OPEN and method in SAFE:
             return None
-        if not self._known(request, method, f"http://{hosts[0]}", cookie_name(port)):
-            answer = failure(Denied("token: missing or wrong; the command line finds it in .atoll/hub/token by itself"))
+        try:
+            passed = await self._passed(request, method, f"http://{hosts[0]}", cookie_name(port))
+        except Denied as error:
+            answer = failure(error)
             answer.status_code = 401
             return answer
+        except Unavailable as error:
+            return failure(error)
+        request.state.passed = passed
         return _size_objection(request)
 
-    def _known(self, request: HTTPConnection, method: str, origin: str, cookie: str) -> bool:
+    async def _passed(self, request: HTTPConnection, method: str, origin: str, cookie: str) -> Pass:
+        """Return whom a request's token or cookie lets in; raise `Denied`."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return self.keys.knows(token)
-        if not self.keys.remembers(request.cookies.get(cookie, "")):
-            return False
-        return method in SAFE or request.headers.get("origin") == origin
+            return await self.keys.check(token)
+        if cookie not in request.cookies:
+            raise Denied("token: none was sent; the command line finds the hub's in .atoll/hub/token by itself")
+        found = self.keys.remembered(request.cookies[cookie])
+        if method not in SAFE and request.headers.get("origin") != origin:
+            raise Denied("origin: a session changes things from the hub's own page only")
+        return found
 
 
 def _size_objection(request: HTTPConnection) -> JSONResponse | None:
@@ -135,10 +172,10 @@ def _refused(status: int, words: str) -> JSONResponse:
     return answer
 
 
-def _issue(kept: dict[str, float], seconds: float) -> str:
+def _issue(kept: dict[str, _Until], seconds: float, of: Pass) -> str:
     now = time.monotonic()
-    for old in [word for word, end in list(kept.items()) if end < now]:
+    for old in [word for word, (end, _) in list(kept.items()) if end < now]:
         kept.pop(old, None)
     word = secrets.token_urlsafe(32)
-    kept[word] = now + seconds
+    kept[word] = (now + min(seconds, max(0.0, of.expires - time.time())), of)
     return word

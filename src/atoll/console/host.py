@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from atoll.console.guard import proof
+from atoll.console import login
 from atoll.console.logs import trim_home
+from atoll.console.private import write_private
+from atoll.console.proofs import proof
 from atoll.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def serve(hub: "Hub", token: str, port: int = 0) -> Server:
     import uvicorn
 
     from atoll.console.api import create_app
+    from atoll.serving.punctual import CONNECTIONS, punctual
 
     # With the protocol named, asyncio turns Nagle's delay off; without it each answer may wait 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -82,6 +85,8 @@ def serve(hub: "Hub", token: str, port: int = 0) -> Server:
     logging.getLogger("uvicorn").addHandler(logging.NullHandler())  # heard under --debug, silent otherwise
     config = uvicorn.Config(
         app,
+        http=punctual(),
+        limit_concurrency=CONNECTIONS,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -94,23 +99,34 @@ def serve(hub: "Hub", token: str, port: int = 0) -> Server:
     return server
 
 
-def attach(home: Path, sites: bool, port: int = 0, site_port: int = 0) -> Address:
-    """Return the address of the home's hub: of the process that runs it, else of one started here.
+def attach(home: Path, sites: bool, port: int = 0, site_port: int = 0, token: str | None = None) -> Address:
+    """Return the address of the home's hub: of the process that runs it, else of one started here. With a user's
+    ``token``, or where `atoll login` was run in this home, none is started.
 
     ``sites`` also starts the home's own sites when the hub is started here; other sites dial ``site_port``. One hub
     per home: when two commands start at once, the one that comes second waits for the first. Raises `Unavailable`.
     """
-    found = find(home)
+    found = find(home, token)
+    if found is None and token is not None:
+        raise Unavailable(f"{home}: no hub runs there for this token; `atoll login --hub URL` says where one runs")
     return found or _start(home, sites, port, site_port)
 
 
-def find(home: Path) -> Address | None:
-    """Return the running hub of this home, if one answers and proves that it knows the home's token."""
+def find(home: Path, token: str | None = None) -> Address | None:
+    """Return the running hub that this home is logged in at, or the home's own, if one answers and proves to be it;
+    for a user by a ``token``. Raises `Unavailable` where the home is logged in and nobody answers."""
+    kept = login.read(home)
+    if kept is not None:
+        if not login.LOOPBACK.fullmatch(kept.url) or login.proven(kept.url) != kept.key:
+            raise Unavailable(
+                f"{kept.url}: the hub that this home is logged in at does not answer; or run atoll logout"
+            )
+        return Address(kept.url, token or kept.token, embedded=False, close=_nothing)
     known = _read(home)
     if known is None:
         return None
-    url, token = known
-    return Address(url, token, embedded=False, close=_nothing) if _answers(url, token) else None
+    url, own = known
+    return Address(url, token or own, embedded=False, close=_nothing) if _answers(url, own) else None
 
 
 def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
@@ -149,11 +165,11 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
         hub.close()
 
     try:
-        _write_private(_token_file(home), token)
+        write_private(_token_file(home), token)
         if sites:
             hub.start_sites()
         # Last: a command that finds this hub would otherwise find it without its sites.
-        _write_private(_address_file(home), json.dumps({"pid": os.getpid(), "url": server.url}))
+        write_private(_address_file(home), json.dumps({"pid": os.getpid(), "url": server.url}))
     except BaseException:
         close()
         raise
@@ -175,15 +191,8 @@ def allow_files(count: int) -> int:
 
 def _answers(url: str, token: str) -> bool:
     """Ask for a proof before any token is sent: the port may belong to a stranger by now."""
-    import httpx
-
     challenge = secrets.token_urlsafe(16)
-    try:
-        answer = httpx.get(f"{url}/v1/health", params={"challenge": challenge}, timeout=5.0, trust_env=False)
-        said: Any = answer.json()
-    except (httpx.HTTPError, ValueError):
-        return False
-    given = cast("dict[str, Any]", said).get("proof") if isinstance(said, dict) else None
+    given = login.health(url, challenge).get("proof")
     return isinstance(given, str) and secrets.compare_digest(given.encode(), proof(token, challenge).encode())
 
 
@@ -197,19 +206,6 @@ def _read(home: Path) -> tuple[str, str] | None:
     except OSError as error:
         raise Unavailable(f"{home}: its hub's address cannot be read ({error.strerror}); check who owns it") from None
     return (url, token) if isinstance(url, str) and _LOOPBACK.fullmatch(url) and token else None
-
-
-def _write_private(file: Path, text: str) -> None:
-    """Write a file that only its owner can read; a reader sees the old text or the new one, never half."""
-    fresh = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-            out.write(text)
-        fresh.replace(file)
-    except OSError as error:
-        raise Unavailable(f"{file}: cannot be written ({error.strerror}); check space and permissions") from None
 
 
 def _address_file(home: Path) -> Path:

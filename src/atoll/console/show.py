@@ -13,16 +13,20 @@ from atoll.console import paces, searches
 from atoll.planner.capacity import Outlook
 from atoll.planner.explain import duration, told, volume
 from atoll.registry.lineage import Branch, LineageTree
+from atoll.spec.budget import stated
+from atoll.spec.code import CodeView
 from atoll.spec.fleet import Fleet
 from atoll.spec.model import Model
-from atoll.spec.plan import Candidate, Plan, Sync
-from atoll.spec.run import DeploymentView, RunView, SiteView, Traffic, Verdict
+from atoll.spec.plan import Candidate, Plan
+from atoll.spec.run import DeploymentView, RunView, SiteView
+from atoll.spec.sync import Sync
 
 _STYLES = {
     "finished": "green",
     "answering": "green",
     "running": "cyan",
     "planning": "cyan",
+    "waiting": "yellow",
     "starting": "cyan",
     "failed": "red",
     "cancelled": "yellow",
@@ -82,6 +86,7 @@ def plan(found: Plan) -> RenderableType:
     parts.append(text(f"Sites (ranks): {ranks or ', '.join(found.sites) or 'none'}"))
     if found.rounds:
         parts.append(text(f"Rounds: {found.rounds} of {', '.join(_rounds_of(found.sync))}"))
+    parts += [text(f"Privacy: {line}") for line in stated(found.promises)]
     parts += [text(f"- {line}", "dim") for line in told(found.reasons)]
     return Group(*parts)
 
@@ -185,7 +190,7 @@ def runs(views: Sequence[RunView]) -> RenderableType:
 
 def run(view: RunView) -> RenderableType:
     """Everything about one run."""
-    parts = [outcome(view)] if view.state not in ("planning", "running") else [progress(view)]
+    parts = [outcome(view)] if view.over else [progress(view)]
     about = text(f"job {view.name} ({view.job_kind}) for {view.purpose}, by {view.user}", "dim")
     return Group(about, *([plan(view.plan)] if view.plan else []), *parts, *_paces(view))
 
@@ -218,8 +223,9 @@ def models(found: Sequence[Model], aliases: Mapping[str, Mapping[str, int]]) -> 
     for model in found:
         names = [alias for alias, version in aliases.get(model.name, {}).items() if version == model.version]
         scores = ", ".join(f"{name} {number(value)}" for name, value in model.metrics.items())
-        rows.append((model.reference, ", ".join(sorted(names)), scores, model.lineage.run, model.weights[:19]))
-    return table("Models", ("model", "aliases", "metrics", "run", "weights"), rows)
+        privacy = "; ".join(model.stated(brief=True))
+        rows.append((model.reference, ", ".join(sorted(names)), scores, privacy, model.lineage.run, model.weights[:19]))
+    return table("Models", ("model", "aliases", "metrics", "privacy", "run", "weights"), rows)
 
 
 def lineage(tree: LineageTree) -> RenderableType:
@@ -260,66 +266,24 @@ def datasets(fleet: Fleet) -> RenderableType:
             site.name,
             number(item.rows),
             len(item.columns),
-            ", ".join(item.purposes),
+            ", ".join(f"{p} until {item.until[p]:%Y-%m-%d %H:%M}" if p in item.until else p for p in item.purposes),
             item.min_group,
+            str(item.budget or "-"),
             item.fingerprint[:19],
         )
         for site in fleet.sites
         for item in site.datasets
     ]
-    return table("Datasets", ("dataset", "site", ">rows", ">columns", "purposes", ">min group", "fingerprint"), rows)
+    columns = ("dataset", "site", ">rows", ">columns", "purposes", ">min group", "privacy budget", "fingerprint")
+    return table("Datasets", columns, rows)
 
 
-# --- the record -----------------------------------------------------------------------------------------------------
+def code(found: Sequence[CodeView]) -> RenderableType:
+    rows = [(one.state, one.task, one.job, one.user, one.signer.partition("+")[0], one.code) for one in found]
+    return table("Code", ("state", "task", "job", "by", "signed by", "digest"), rows, "none")
 
 
-def traffic(found: Sequence[Traffic]) -> RenderableType:
-    rows = [
-        (
-            item.site,
-            item.direction,
-            item.kind,
-            number(item.count),
-            volume(item.bytes),
-            text(item.refused, "red" if item.refused else "dim"),
-        )
-        for item in sorted(found, key=lambda item: (item.site, item.direction, item.kind))
-    ]
-    return table("What crossed each border", ("site", "way", "kind", ">crossings", ">volume", ">refused"), rows)
-
-
-def verdicts(found: Sequence[Verdict]) -> RenderableType:
-    rows = [
-        (
-            item.journal,
-            number(item.entries),
-            text("intact", "green") if item.intact else text(_broken(item), "bold red"),
-            item.words,
-        )
-        for item in found
-    ]
-    return table("Journals", ("journal", ">entries", "", ""), rows)
-
-
-def _broken(item: Verdict) -> str:
-    return "BROKEN" if item.bad is None else f"BROKEN at entry {item.bad}"
-
-
-def journal(lines: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The entries of one run in words."""
-    from datetime import UTC, datetime
-
-    rows = [
-        (
-            line.get("seq", ""),
-            datetime.fromtimestamp(float(line.get("time", 0.0)), UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
-            line.get("actor", ""),
-            line.get("kind", ""),
-            line.get("words", ""),
-        )
-        for line in lines
-    ]
-    return table("What happened", (">entry", "time", "by", "event", "words"), rows)
+# --- answers --------------------------------------------------------------------------------------------------------
 
 
 def prediction(answer: Mapping[str, Any]) -> RenderableType:

@@ -50,6 +50,10 @@ class Feed:
         self.news.set()
         self.news = asyncio.Event()
 
+    def forget(self) -> None:
+        """Have the view made anew: it changes with time alone."""
+        self._made = None
+
     def newest(self) -> tuple[RunView, bytes]:
         """Return the view, and its text without the plan, which is long and never changes."""
         if self._made is None:
@@ -90,6 +94,9 @@ class Streams:
                 await asyncio.sleep(PAUSE_SECONDS)
                 while not (self.closing.is_set() or await _within(news, BEAT_SECONDS)):
                     yield BEAT
+                    if view.state == "waiting":  # for a person, and no longer than until a time
+                        feed.forget()
+                        break
 
     async def _lists(self) -> AsyncGenerator[bytes, None]:
         shown = b""

@@ -37,13 +37,20 @@ class Terminal:
 
     home: Path
     debug: bool
+    token_file: Path | None = None
+
+    def token(self) -> str | None:
+        """Return the token of the user who this command is for, where one is given."""
+        from atoll.console.login import given_token
+
+        return given_token(self.token_file)
 
     @contextmanager
     def hub(self, sites: bool = False) -> "Iterator[Client]":
         """Reach the home's hub, started here for this command if none runs."""
         from atoll.console.client import connect
 
-        client = connect(self.home, sites)
+        client = connect(self.home, sites, self.token())
         try:
             yield client
         finally:

@@ -19,11 +19,16 @@ def split(rows: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]
     A share above 0 holds out at least one row and leaves at least one to train on, given two rows or more. Raises
     `Invalid` for a share outside [0, 1).
     """
-    if not 0 <= holdout < 1:
-        raise Invalid(f"holdout: {holdout}: must be at least 0 and below 1; 0.2 keeps a fifth for evaluation")
-    count = 0 if holdout == 0 or rows < 2 else min(max(round(rows * holdout), 1), rows - 1)
+    count = held_out(rows, holdout)
     shuffled = _permutation(rows, _SPLIT, seed)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
+
+
+def held_out(rows: int, holdout: float) -> int:
+    """Return how many rows `split` holds out; raise as it does."""
+    if not 0 <= holdout < 1:
+        raise Invalid(f"holdout: {holdout}: must be at least 0 and below 1; 0.2 keeps a fifth for evaluation")
+    return 0 if holdout == 0 or rows < 2 else min(max(round(rows * holdout), 1), rows - 1)
 
 
 def order(seed: int, epoch: int, rows: int) -> np.ndarray:

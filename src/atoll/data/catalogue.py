@@ -4,17 +4,20 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from atoll.data.pretrained import inspected
 from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Invalid, NotFound, Unavailable
-from atoll.spec.document import Document, near_miss, parse, read_yaml, write_yaml
+from atoll.spec.budget import Budget
+from atoll.spec.document import Document, Name, near_miss, parse, read_yaml, write_yaml
 from atoll.spec.fleet import Dataset
 from atoll.spec.pretrained import Pretrained
+from atoll.spec.wire import Wire
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +33,7 @@ class Entry(Document):
     path: str
     format: Format
     dataset: Dataset
+    origin: Name | None = None  # the dataset that a job made it from, whose privacy budget its runs use
 
 
 class Listing(Document):
@@ -48,34 +52,98 @@ class Catalogue:
         self._file = home / "catalogue.yaml"
         self._read: tuple[tuple[int, int, int], Listing] | None = None  # which file it was, and what it said
 
-    def add(self, name: str, path: str | Path, purposes: Iterable[str] = (), min_group: int = 10) -> Dataset:
+    def add(
+        self,
+        name: str,
+        path: str | Path,
+        purposes: Iterable[str] = (),
+        min_group: int = 10,
+        like: Dataset | None = None,
+    ) -> Dataset:
         """List the file as dataset `name`, in place of one of that name; return what others may know of it.
+
+        It has the terms of ``like``, where that is given, or else is granted for these purposes.
 
         Raises `Invalid` for a wrong name, suffix or file, and for a file without rows or with two columns of one name.
         """
         place = Path(path).expanduser().absolute()
         known = {"name": name, "rows": 0, "fingerprint": "sha256:" + 64 * "0"}
-        parse(Dataset, {**known, "min_group": min_group, "purposes": tuple(purposes)}, "dataset")
+        terms: dict[str, object] = {"purposes": tuple(purposes), "min_group": min_group}
+        if like is not None:
+            terms = like.model_dump(exclude={*known, "bytes", "columns"}, exclude_unset=True)
+        draft = parse(Dataset, {**known, **terms}, "dataset")
         format = FORMATS.get(place.suffix.lower())
         if format is None:
             raise Invalid(f"{place}: suffix {place.suffix!r} is not read; give one of {', '.join(FORMATS)}")
         if not place.is_file():
             raise NotFound(f"{place}: there is no such file; check the path")
         rows, columns = _inspected(place, format)
-        dataset = Dataset(
-            name=name,
-            rows=rows,
-            bytes=place.stat().st_size,
-            columns=columns,
-            fingerprint=_fingerprint(place),
-            purposes=tuple(purposes),
-            min_group=min_group,
-        )
-        entry = Entry(path=str(place), format=format, dataset=dataset)
+        found = {"rows": rows, "bytes": place.stat().st_size, "columns": columns, "fingerprint": _fingerprint(place)}
+        dataset = draft.model_copy(update=found)
         with self._turn():
             listed = self._listed()
+            origin = self._origin(like.name) if like is not None else None
+            entry = Entry(path=str(place), format=format, dataset=dataset, origin=origin)
             others = (one for one in listed.entries if one.dataset.name != name)
             self._write(listed.model_copy(update={"entries": (*others, entry)}))
+        return dataset
+
+    def grant(self, name: str, purpose: str, until: datetime | None = None) -> Dataset:
+        """Grant a dataset for a purpose, in place of an earlier grant for it. Raises `NotFound`."""
+
+        def granted(before: Dataset) -> dict[str, object]:
+            purposes = tuple(dict.fromkeys((*before.purposes, purpose)))
+            ends = {one: end for one, end in before.until.items() if one != purpose}
+            return {"purposes": purposes, "until": {**ends, purpose: until} if until else ends}
+
+        return self._amended(name, granted)
+
+    def withdraw(self, name: str, purpose: str) -> Dataset:
+        """Take a purpose back: runs for it are refused from the next thing that they ask for. Raises `NotFound`."""
+
+        def withdrawn(before: Dataset) -> dict[str, object]:
+            if purpose not in before.purposes:
+                known = list(before.purposes)
+                raise NotFound(f"purpose: {name!r} is not granted for {purpose!r}{near_miss(purpose, known)}")
+            ends = {one: end for one, end in before.until.items() if one != purpose}
+            return {"purposes": tuple(one for one in before.purposes if one != purpose), "until": ends}
+
+        return self._amended(name, withdrawn)
+
+    def require(self, name: str, wire: Wire) -> Dataset:
+        """Say what a dataset's updates must pass through, in place of what was said before. Raises `NotFound`."""
+        return self._amended(name, lambda before: {"wire": wire})
+
+    def keep_in(self, name: str, regions: Iterable[str]) -> Dataset:
+        """Say to which regions what is learned from a dataset may go; to any for none. Raises `NotFound`."""
+        return self._amended(name, lambda before: {"regions": tuple(regions)})
+
+    def set_budget(self, name: str, budget: Budget | None) -> Dataset:
+        """Say how much of a dataset's privacy training may use in all; None for no budget. Raises `NotFound`, and
+        `Invalid` for a dataset that was made from another, whose budget it is."""
+        if (origin := self._origin(name)) != name:
+            raise Invalid(f"budget: {name!r} was made from {origin!r}, and uses its budget; set that one's")
+        return self._amended(name, lambda before: {"budget": budget})
+
+    def counted(self, name: str) -> tuple[str, Budget | None]:
+        """Return under which name a dataset's use is in the ledger, and its budget. Raises `NotFound`."""
+        entry, origin = self.entry(name), self._origin(name)
+        listed = {one.dataset.name: one.dataset for one in self._listing().entries}
+        return origin, (listed.get(origin) or entry.dataset).budget
+
+    def _origin(self, name: str) -> str:
+        """Return the dataset that a dataset was made from in the end; itself where its owner added it."""
+        listed = {one.dataset.name: one.origin for one in self._listing().entries}
+        return listed.get(name) or name
+
+    def _amended(self, name: str, terms: Callable[[Dataset], dict[str, object]]) -> Dataset:
+        with self._turn():
+            listed, entry = self._listed(), self.entry(name)
+            fields = {**entry.dataset.model_dump(exclude_unset=True), **terms(entry.dataset)}
+            dataset = parse(Dataset, fields, "dataset")
+            amended = entry.model_copy(update={"dataset": dataset})
+            entries = tuple(amended if one.dataset.name == name else one for one in listed.entries)
+            self._write(listed.model_copy(update={"entries": entries}))
         return dataset
 
     def remove(self, name: str) -> None:

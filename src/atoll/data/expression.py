@@ -50,6 +50,7 @@ _CASTS = {
     "DATE": "DATE",
     "TIMESTAMP": "TIMESTAMP",
 }
+_NUMBERS = tuple(f" AS {kind})" for kind in ("INTEGER", "BIGINT", "FLOAT", "DOUBLE"))
 REFUSED = {  # kind of node -> its name for people
     "SUBQUERY": "a subquery",
     "WINDOW": "a window function",
@@ -112,12 +113,30 @@ class Reader:
             closed(node, {"function_name", "arguments", "is_operator"})
             if len(node["arguments"]) != (0 if function == "count_star" else 1):
                 raise Invalid(f"sql: {function} takes one expression")
-            sql = self.expression(node["arguments"][0]["expression"]) if node["arguments"] else None
+            sql = self._argument(node["arguments"][0]["expression"], function) if node["arguments"] else None
             start, length = node["query_location"], node["query_location_length"]
             written = self.source[start : start + length].decode(errors="replace")
             return " ".join(written.split()), sql, AGGREGATES[function]
         sql = self.expression(node)
         return (node["column_names"][-1] if node["class"] == "COLUMN_REF" else ""), sql, None
+
+    def conditions(self, node: Node) -> tuple[str, ...]:
+        """Return what AND joins, each by itself."""
+        if node["type"] != "CONJUNCTION_AND":
+            return (self.expression(node),)
+        closed(node, {"children"})
+        return tuple(part for child in node["children"] for part in self.conditions(child))
+
+    def _argument(self, node: Node, function: str) -> str:
+        """Write what an aggregate is of. Of an expression it could be of one row alone, as sum(age * (id = 17)) is."""
+        inner = node["child"] if node["class"] == "CAST" else node
+        sql = self.expression(node)
+        if inner["class"] != "COLUMN_REF" or (inner is not node and not sql.endswith(_NUMBERS)):
+            raise Invalid(
+                f"sql: {function} of an expression is not allowed: it could tell of one row; take a column, or its "
+                "CAST to INTEGER, BIGINT, FLOAT or DOUBLE, and have expressions in WHERE and GROUP BY"
+            )
+        return sql
 
     def expression(self, node: Node) -> str:
         write = {

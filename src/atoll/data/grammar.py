@@ -38,12 +38,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A checked query over one dataset. Its SQL was written by this module; `columns` are those it reads."""
+    """A checked query over one dataset. Its SQL was written by this module; `columns` are those it reads, and all of
+    `conditions` hold for the rows that it is about."""
 
     dataset: str
     outputs: tuple[Output, ...]
     columns: tuple[str, ...]
-    where: str | None = None
+    conditions: tuple[str, ...] = ()
     order: tuple[Order, ...] = ()
     limit: int | None = None
 
@@ -59,10 +60,11 @@ class Query:
 def parse(sql: str) -> Query:
     """Read a query; raise `Invalid` naming what in it is not allowed, and what is.
 
-    Allowed: one SELECT of group keys and of count, sum, avg, min, max, variance and standard deviation, FROM one
-    dataset, WHERE, GROUP BY, and over the merged answer ORDER BY output columns and LIMIT. In expressions: columns,
-    constants, comparisons, AND, OR, NOT, IS NULL, IN, BETWEEN, arithmetic, CAST to a plain type, coalesce, abs, ceil,
-    floor, round, lower, upper.
+    Allowed: one SELECT of group keys and of count, sum, avg, min, max, variance and standard deviation of columns,
+    FROM one dataset, WHERE, GROUP BY, and over the merged answer ORDER BY output columns and LIMIT. In keys and
+    conditions: columns, constants, comparisons, AND, OR, NOT, IS NULL, IN, BETWEEN, arithmetic, CAST to a plain type,
+    coalesce, abs, ceil, floor, round, lower, upper. An aggregate takes a column as it is, or a CAST of it to a number:
+    what is computed of a row could be nothing for all rows but one.
     """
     if len(sql) > LONGEST:
         raise Invalid(f"sql: {len(sql)} characters long; {LONGEST} is the most")
@@ -79,10 +81,10 @@ def parse(sql: str) -> Query:
     reader = Reader(source, qualifiers=(alias,) if alias else (dataset,))
     outputs = tuple(_output(item, reader) for item in node["select_list"])
     _check_groups(node, reader, outputs)
-    where = reader.expression(node["where_clause"]) if node["where_clause"] else None
+    conditions = reader.conditions(node["where_clause"]) if node["where_clause"] else ()
     order, limit = _modifiers(node["modifiers"], reader, outputs)
     _check_names(outputs, reader.columns)
-    return Query(dataset, outputs, tuple(reader.columns), where, order, limit)
+    return Query(dataset, outputs, tuple(reader.columns), conditions, order, limit)
 
 
 def _tree(sql: str) -> Node:

@@ -1,21 +1,25 @@
 """SQL where the data are: each site answers with partial aggregates of groups large enough, and the hub merges them.
 
 What a site gives away: for each group its key, its row count and the partials. A group with fewer rows than the
-dataset's minimum is held back and only counted, and so is one in which an aggregate rests on fewer values than that
-(but on some: that none is there at all may be told). The minimum and maximum of a group are exact values of one
-row each; an owner who minds must refuse queries by policy. The minimum is no defence against someone who asks twice and
-subtracts: that takes a privacy budget.
+dataset's minimum is held back, and so is one in which an aggregate rests on fewer values than that (but on some: that
+none is there at all may be told). How many they are is told where they have that many rows together. The minimum and
+maximum of a group are exact values of one row each; an owner who minds must refuse queries by policy. Which rows an
+answer tells of goes to `answered`, against those who ask twice and subtract.
 
 Errors tell too. So a computation that fails on a row (overflow, a cast that does not fit) yields a missing value
 instead, as do infinities, NaN and values of 1e140 or more, and no message quotes the data.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from atoll.data.answered import Selection
 from atoll.data.catalogue import require_columns
 from atoll.data.engine import connect
+from atoll.data.expression import quoted
 from atoll.data.grammar import Order, Output, Query, parse
 from atoll.errors import Invalid, Unavailable
 from atoll.spec.event import Group, Result
@@ -36,8 +40,11 @@ _SPREADS = ("var_pop", "var_samp", "stddev_pop", "stddev_samp")
 Value = str | int | float | bool | None
 
 
-def answer(query: Query, table: "pa.Table", min_group: int) -> tuple[tuple[Group, ...], int]:
-    """Answer at a site; return its groups and how many it held back.
+def answer(
+    query: Query, table: "pa.Table", min_group: int, admit: Callable[[Selection], object]
+) -> tuple[tuple[Group, ...], int]:
+    """Answer at a site; return its groups and how many it held back. ``admit`` is told before which rows that tells of,
+    and raises where it must not.
 
     A partial is (n,) for count, (n, sum) for sum and mean, (n, value) for min and max, and (n, mean, sum of squared
     deviations) for variance and deviation, n being the number of values present. Integer sums are exact, others are
@@ -50,13 +57,14 @@ def answer(query: Query, table: "pa.Table", min_group: int) -> tuple[tuple[Group
     try:
         with connect() as engine:
             engine.register("dataset", _finite(table, query.columns))
-            rows, suppressed = _grouped(engine, query, min_group)
+            rows, suppressed, selection = _grouped(engine, query, table.num_rows, min_group)
     except duckdb.BinderException as error:  # it knows names and types, no values
         raise Invalid(f"sql: {str(error).splitlines()[0].rstrip('.')}; change the expression") from None
     except duckdb.OutOfMemoryException:
         raise Unavailable("sql: the query needs more memory than a site gives it; group by fewer columns") from None
     except duckdb.Error as error:
         raise Invalid(f"sql: it cannot be computed here ({type(error).__name__}); ask something simpler") from None
+    admit(selection)
     return tuple(_group(query, row) for row in rows), suppressed
 
 
@@ -94,7 +102,7 @@ def merge(query: Query, parts: Iterable[tuple[Sequence[Group], int]]) -> Result:
 
 
 def _finite(table: "pa.Table", columns: Sequence[str]) -> "pa.Table":
-    """Keep only the columns asked for, with NaN and infinities as missing; at least one, to count rows by."""
+    """Keep only the columns asked for, with NaN and infinities as missing, and number the rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -106,14 +114,24 @@ def _finite(table: "pa.Table", columns: Sequence[str]) -> "pa.Table":
             missing = pa.scalar(None, column.type)
             column = pc.if_else(pc.is_finite(column), column, missing)  # pyright: ignore[reportAttributeAccessIssue]
         kept[name] = column
-    return pa.table(kept or {"rows": pa.nulls(table.num_rows, pa.int8())})
+    return pa.table({**kept, _number(columns): np.arange(table.num_rows, dtype=np.uint32)})
 
 
-def _grouped(engine: "duckdb.DuckDBPyConnection", query: Query, min_group: int) -> tuple[list[tuple[Any, ...]], int]:
-    """Return a row for each group that may be told (key, row count, all partials), and how many were held back."""
+def _number(columns: Sequence[str]) -> str:
+    """Return a name for the rows' numbers that is no column's, whatever its case."""
+    return "row" + "_" * max((len(name) for name in columns), default=0)
+
+
+def _grouped(
+    engine: "duckdb.DuckDBPyConnection", query: Query, count: int, min_group: int
+) -> tuple[list[tuple[Any, ...]], int, Selection]:
+    """Return a row for each group that may be told (key, row count, all partials), how many were held back as far as
+    that may be told, and which of the ``count`` rows all of this is of."""
     columns = [f"TRY({output.sql}) AS k{i}" for i, output in enumerate(query.keys)]
     columns += [f"TRY({output.sql or 'true'}) AS x{i}" for i, output in enumerate(query.aggregates)]
-    where = f" WHERE TRY(CAST({query.where} AS BOOLEAN))" if query.where else ""
+    conditions = " AND ".join(query.conditions)
+    where = f" WHERE TRY(CAST(({conditions}) AS BOOLEAN))" if conditions else ""
+    columns.append(f"{quoted(_number(query.columns))} AS number")
     rows = f"SELECT {', '.join(columns)} FROM dataset{where}"  # noqa: S608 - all of it was written by `Reader`
     types = [str(kind).partition("(")[0] for kind in engine.sql(f"{rows} LIMIT 0").types]  # DECIMAL(9,2) is DECIMAL
 
@@ -122,16 +140,56 @@ def _grouped(engine: "duckdb.DuckDBPyConnection", query: Query, min_group: int) 
     grouped = f" GROUP BY {', '.join(f'g{i}' for i in range(split))}" if split else ""
     named.append("count(*) AS rows")
     told = f"rows >= {min_group:d}"
-    for i, (output, kind) in enumerate(zip(query.aggregates, types[split:], strict=True)):
+    for i, (output, kind) in enumerate(zip(query.aggregates, types[split:-1], strict=True)):
         named += [f"{sql} AS a{i}_{j}" for j, sql in enumerate(_partials(output, kind, f"x{i}"))]
         told += f" AND (a{i}_0 = 0 OR a{i}_0 >= {min_group:d})"
+    named.append("list(number) AS numbers")
 
-    engine.execute(f"CREATE TEMP TABLE groups AS SELECT {', '.join(named)} FROM ({rows}){grouped}")  # noqa: S608
-    counted = engine.execute(f"SELECT count(*), count(*) FILTER ({told}) FROM groups").fetchone()  # noqa: S608
-    every, kept = counted or (0, 0)
+    every = f"SELECT {', '.join(named)} FROM ({rows}){grouped}"  # noqa: S608
+    every = f"SELECT *, {told} AS told, row_number() OVER () AS place FROM ({every})"  # noqa: S608
+    engine.execute(f"CREATE TEMP TABLE groups AS {every}")
+    found = engine.execute(
+        "SELECT count(*) FILTER (NOT told), count(*) FILTER (told), sum(rows) FILTER (NOT told) FROM groups"
+    )
+    held_back, kept, held_rows = found.fetchone() or (0, 0, 0)
     if kept > MOST_GROUPS:
         raise Invalid(f"sql: GROUP BY: makes {kept} groups; {MOST_GROUPS} is the most, group more coarsely")
-    return engine.execute(f"SELECT * FROM groups WHERE {told}").fetchall(), every - kept  # noqa: S608
+    groups = engine.execute("SELECT * EXCLUDE (numbers, told, place) FROM groups WHERE told ORDER BY place").fetchall()
+    # Of a query without keys there is one group in any case, so that it is held back tells of no row.
+    countable = bool(split) and held_back > 0 and held_rows >= min_group
+    labels = np.zeros(count, np.uint32)
+    members = engine.execute("SELECT told, numbers FROM groups WHERE rows > 0 ORDER BY told DESC, place").fetchnumpy()
+    number = 0
+    for group_told, numbers in zip(members["told"], members["numbers"], strict=True):
+        number += 1 if group_told else 0
+        if group_told or countable:
+            labels[np.asarray(numbers, np.int64)] = number if group_told else kept + 1
+    words = _words(query, groups, held_back > 0)
+    selection = Selection(labels, kept, words if countable else (*words[:kept], *words[-1:]))
+    return groups, held_back if countable or not split else 0, selection
+
+
+def _words(query: Query, groups: Sequence[tuple[Any, ...]], held_back: bool) -> tuple[str, ...]:
+    """Return how the rows of each group were asked for, of those held back, and of all that are told together."""
+
+    def joined(*more: str) -> str:
+        return " AND ".join(sorted({*query.conditions, *more}))
+
+    keys = [output.sql for output in query.keys]
+    each = [
+        joined(*(f"({sql} = {_spelt(value)})" for sql, value in zip(keys, group, strict=False))) for group in groups
+    ]
+    by = f"grouped by {', '.join(map(str, keys))} of {joined()}"
+    together = f"large, {by}" if held_back else joined()
+    together = each[0] if len(each) == 1 else together
+    return (*each, f"small, {by}", together)
+
+
+def _spelt(value: Value) -> str:
+    """Return a key as a condition would have it."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return "NULL" if value is None else str(value).lower()
 
 
 def _key(output: Output, kind: str, column: str) -> str:

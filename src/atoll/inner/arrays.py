@@ -18,8 +18,8 @@ from atoll.inner.made import DIMENSIONS, TENSORS, can_travel, count
 from atoll.inner.mesh import Mesh
 from atoll.inner.steps import Step
 from atoll.inner.vector import check_same, load_vector, save_vector
-from atoll.spec.message import Probe, Train
 from atoll.spec.model import Patterns, Signature, TensorSpec, elements
+from atoll.spec.order import Probe, Train
 from atoll.spec.task import Arrays, ArraysTask, Budget, Fitted, Mean, Scores, beyond_arrays
 
 _WIDEST = 8  # bytes of a floating number that a machine without Intel's 80 bits has, too
@@ -107,6 +107,10 @@ class ArraysRound:
         """Raise `TaskFailed` for a sync that the task cannot follow, or weights that are not its own."""
         if words := beyond_arrays(order.sync):
             raise TaskFailed(f"sync.{words}")
+        if order.private is not None:
+            raise TaskFailed(
+                "privacy: is of a step's gradients, and a task of arrays has none; put noise on the wire instead"
+            )
         assert order.weights is not None, "a round of it is one call, which begins with the weights"
         learner.write(order.signature, load_vector(Path(order.weights), order.signature))
         self._learner, self._order, self._all = learner, order, examples

@@ -7,44 +7,65 @@ round, is told from a good one. No pickle, even of our own.
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 import safetensors
-import safetensors.torch
 import torch
 
 from atoll.errors import Corrupt
 from atoll.inner import optimiser as optimisers
-from atoll.inner.parts import Part, Parts, moves, part_of
+from atoll.inner.held import Held, held_of, written
+from atoll.inner.joint import Joint
+from atoll.inner.mesh import Mesh
+from atoll.inner.parts import Part, Parts, moves, part_of, told
 from atoll.inner.vector import varying
 from atoll.inner.whole import Staged
 from atoll.spec.document import canonical
 
 _OPTIMISER, _MODEL, _GRADIENT = "optimiser.", "model.", "gradient."  # before names in files that hold all of them
 Tensors = Mapping[str, torch.Tensor]
-_ENTRY = "atoll"  # of the file's metadata; the only one, for several are written in no certain order
+_ENTRY = "atoll"  # of the file's metadata, as in `parts`
+_NO_DIGEST = "0" * 64  # as long as one
+_ALONE = Mesh()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Tensors,
+    about: Mapping[str, Any],
+    mesh: Mesh = _ALONE,
+    model: torch.nn.Module | None = None,
+    flat: Mapping[str, tuple[int, Iterable[Held]]] = MappingProxyType({}),
+) -> None:
     """Write named tensors and a few JSON values that go with them, whole or not at all. Raises `OSError`.
 
-    Not flushed to the disk: a process that is killed loses nothing by that, and a lost power shows in the digest.
+    The ranks of a mesh write it together, of each tensor what lies there; in stages of a ``model`` each has its own.
+    ``flat`` are float32 vectors by name: how many numbers each has, and what lies here of it. The rest are zeros. Not
+    flushed to the disk: a process that is killed loses nothing by that, and a lost power shows in the digest.
     """
-    # Copied, for two names may stand for one memory, which the format does not allow.
-    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    part = path.with_suffix(".part")
+    listed = [[name, str(one.dtype).removeprefix("torch."), list(one.shape)] for name, one in tensors.items()]
+    if isinstance(model, Staged):
+        listed = model.listed(listed)
+    kinds = {name: (cast("torch.dtype", getattr(torch, kind)), tuple(shape)) for name, kind, shape in listed}
+    kinds |= {name: (torch.float32, (size,)) for name, (size, _) in flat.items()}
+    head, places = told({"about": about, "digest": _NO_DIGEST}, kinds)
+    file = Joint(mesh, path, max((place.stop for place in places.values()), default=len(head)))
     try:
-        said = {"about": about, "digest": _digest(about, copies)}
-        safetensors.torch.save_file(copies, part, metadata={_ENTRY: canonical(said).decode()})
-        os.replace(part, path)
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path.name}: cannot be written ({error})") from None
+        own = {name: [held_of(name, tensor, mesh)] for name, tensor in tensors.items()}
+        for name, parts in (*own.items(), *((name, parts) for name, (_, parts) in flat.items())):
+            written(parts, partial(file.write, since=places[name].start))
+        file.written()
+        if mesh.rank == 0:
+            made = file.read()
+            found = {name: made[place].view(kinds[name][0]).reshape(kinds[name][1]) for name, place in places.items()}
+            head, _ = told({"about": about, "digest": _digest(about, found)}, kinds)
+        file.put(head)
     finally:
-        part.unlink(missing_ok=True)
+        file.drop()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -55,9 +76,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         said = json.loads(metadata[_ENTRY])
         about, digest = said["about"], said["digest"]
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        found = _digest(about, tensors)
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise Corrupt(f"{path.name}: cannot be read ({error}); what it kept must be computed anew") from None
-    if not isinstance(about, dict) or digest != _digest(about, tensors):
+    if not isinstance(about, dict) or digest != found:
         raise Corrupt(f"{path.name}: its bytes are not the ones written; what it kept must be computed anew")
     return tensors, cast("dict[str, Any]", about)
 

@@ -1,5 +1,7 @@
 """SCAFFOLD's control variates at one site: what turns its steps towards everybody's, and its own for the next round."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,13 @@ import torch
 
 from atoll.errors import Corrupt
 from atoll.inner import checkpoint
+from atoll.inner.held import Held, held
+from atoll.inner.mesh import Mesh
+from atoll.inner.summed import Summed
 from atoll.inner.vector import load_vector
-from atoll.inner.whole import part, whole
-from atoll.spec.message import Train
+from atoll.inner.whole import gradient_of, here
 from atoll.spec.model import Signature, elements
+from atoll.spec.order import Train
 
 _ENTRY = "control"
 
@@ -21,21 +26,24 @@ class Control:
 
     For plain SGD of one rate that mean is the paper's option II, c_i - c + (start - end) / (steps x rate), because the
     steps add up to rate x the sum of (g + c - c_i). As a mean of gradients it holds for every inner optimiser. They are
-    averaged over a site's ranks before they come here, so all ranks compute the same. A buffer, or a parameter that is
-    not trained, has no gradient and a control of zero.
+    averaged over a site's ranks before they come here, so ranks that hold the same compute the same. A buffer, or a
+    parameter that is not trained, has no gradient and a control of zero.
     """
 
     def __init__(self, model: torch.nn.Module, signature: Signature, common: np.ndarray, own: np.ndarray) -> None:
-        """``common`` is the hub's c and ``own`` the site's c_i: flat float32, in the order of ``signature``."""
-        self.sum = torch.zeros(own.size, dtype=torch.float64)  # of raw gradients, so far
-        self._own, self._turn = own, torch.from_numpy(common - own)
-        self._places: list[tuple[torch.nn.Parameter, slice]] = []
-        parameters, start = dict(model.named_parameters(remove_duplicate=False)), 0
+        """``common`` is the hub's c and ``own`` the site's c_i: flat float32, in the order of ``signature``.
+
+        Of both are kept, as of the sums, those that lie at this rank.
+        """
+        self.summed = Summed(model, signature)  # raw gradients, so far
+        turn, at = torch.from_numpy(common - own), 0
+        self._own = {one.name: one.of(torch.from_numpy(own)).clone() for one in held(self.summed.tensors, signature)}
+        self._turn = {one.name: one.of(turn).clone() for one in held(self.summed.tensors, signature)}
+        self._turned = set[str]()  # whatever lies here, at all ranks the same
         for spec in signature:
-            parameter = parameters.get(spec.name)
-            if parameter is not None and parameter.requires_grad:
-                self._places.append((parameter, slice(start, start + spec.size)))
-            start += spec.size
+            if turn[at : at + spec.size].any():
+                self._turned.add(spec.name)
+            at += spec.size
 
     @classmethod
     def ordered(cls, order: Train, model: torch.nn.Module, signature: Signature) -> "Control":
@@ -48,21 +56,20 @@ class Control:
 
     def apply(self) -> None:
         """Take the gradients of a step into account, then add c - c_i to them."""
-        for parameter, place in self._places:
-            turn = self._turn[place].reshape(parameter.shape)
+        self.summed.add()
+        for name, parameter in self.summed.parameters.items():
+            if parameter.grad is None and name in self._turned:  # this batch leaves it out, and others do not
+                parameter.grad = torch.zeros_like(parameter.detach())
             if parameter.grad is not None:
-                self.sum[place] += whole(parameter.grad).reshape(-1).double()
-                parameter.grad.add_(part(turn, parameter))
-            elif turn.any():  # this batch leaves it out, and others do not
-                parameter.grad = part(turn.to(parameter.dtype, copy=True), parameter)
+                here(gradient_of(parameter)).add_(self._turn[name])
 
-    def after(self, steps: int) -> np.ndarray:
-        """Return c_i as it is after a round of so many steps."""
-        return (self.sum.numpy() / steps).astype(np.float32)
+    def after(self, steps: int, mesh: Mesh) -> Iterator[Held]:
+        """Yield what lies here of c_i as it is after a round of so many steps."""
+        return self.summed.means(steps, mesh)
 
-    def change(self, steps: int) -> np.ndarray:
-        """Return by how much c_i has changed, which the hub is told."""
-        return self.after(steps) - self._own
+    def change(self, steps: int, mesh: Mesh) -> Iterator[Held]:
+        """Yield by how much that has changed, which the hub is told."""
+        return (replace(one, value=one.value - self._own[one.name]) for one in self.after(steps, mesh))
 
 
 def read_control(path: Path, size: int) -> np.ndarray:
@@ -73,5 +80,6 @@ def read_control(path: Path, size: int) -> np.ndarray:
     return found.numpy()
 
 
-def write_control(path: Path, control: np.ndarray) -> None:
-    checkpoint.write_tensors(path, {_ENTRY: torch.from_numpy(control)}, {})
+def write_control(path: Path, size: int, control: Iterable[Held], mesh: Mesh) -> None:
+    """Write a c_i of so many numbers: all ranks together, each what it has of it."""
+    checkpoint.write_tensors(path, {}, {}, mesh, flat={_ENTRY: (size, control)})

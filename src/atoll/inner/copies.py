@@ -118,7 +118,7 @@ def _met(model: nn.Module) -> Reducer:
         dense,
         _BUCKET,
         True,  # look for unused parameters
-        False,  # gradients have memory of their own
+        True,  # gradients are where they are summed
         dict(enumerate(named)),
         _FIRST,
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
-from atoll.inner.plans import blocks, plan_of, planned
+from atoll.inner.plans import blocks, mixtures, plan_of
 from atoll.inner.whole import Staged
 
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ def _multiplied(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def _chosen(model: nn.Module) -> dict[int, float]:
     """Return of experts' parameters, by their identity, the share that a token meets."""
-    experts, chosen = plan_of(model, "experts"), plan_of(model, "chosen")
-    if not isinstance(experts, int) or not isinstance(chosen, int):
+    chosen = plan_of(model, "chosen") or getattr(plan_of(model, "config"), "num_experts_per_tok", None)
+    if not isinstance(chosen, int):
         return {}
-    found = (module for _, _, module in planned(model, plan_of(model, "expert_plan") or ()))
-    return {id(parameter): chosen / experts for module in found for parameter in module.parameters()}
+    shares = {module: chosen / parameters[0].shape[0] for module, parameters in mixtures(model).items()}
+    return {id(parameter): share for module, share in shares.items() for parameter in module.parameters()}
 
 
 def _of_position(model: nn.Module) -> float:

@@ -1,14 +1,13 @@
 """Gradients across a mesh: what the backward pass left to be summed, and the norm of all of it, each number once."""
 
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from atoll.inner.mesh import Mesh
-from atoll.inner.whole import here
+from atoll.inner.whole import gradient_of, here
 
 _BUCKET = 1 << 22  # numbers in one sum
 
@@ -26,7 +25,7 @@ def sum_over(mesh: Mesh, axis: str, parameters: Iterable[torch.nn.Parameter], ti
         for parameter in taken:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        parts = [here(_laid(p)) for p in taken]
+        parts = [here(gradient_of(p)) for p in taken]
         if not parts:
             continue
         flat = torch.cat([part.reshape(-1) for part in parts])
@@ -40,7 +39,7 @@ def clip(mesh: Mesh, parameters: Iterable[torch.nn.Parameter], most: float) -> f
 
     A part that several ranks hold counts as a share at each, so that one sum over all ranks gives the whole.
     """
-    gradients = [(p, _laid(p)) for p in parameters if p.grad is not None]
+    gradients = [(p, gradient_of(p)) for p in parameters if p.grad is not None]
     total = torch.zeros(1, dtype=torch.float64)
     for parameter, gradient in gradients:
         total += here(gradient).double().square().sum().cpu() / copies(mesh, parameter)
@@ -58,14 +57,6 @@ def copies(mesh: Mesh, parameter: torch.Tensor) -> float:
         for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
             parts *= 1 if placement.is_replicate() else size
     return mesh.ranks / parts
-
-
-def _laid(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """Return a parameter's gradient, cut as the parameter is: torch leaves an embedding's otherwise."""
-    gradient = cast("torch.Tensor", parameter.grad)
-    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
-        gradient = parameter.grad = gradient.redistribute(placements=parameter.placements)
-    return gradient
 
 
 def _cut_along(parameter: torch.Tensor, axis: str) -> bool:

@@ -25,8 +25,8 @@ from atoll.inner.task import hands_arrays
 from atoll.inner.vector import at_rest, named, put_back, read_vector, signature_of, write_vector
 from atoll.inner.whole import put
 from atoll.spec.compute import Compute
-from atoll.spec.message import Open, Train
 from atoll.spec.model import Patterns, Signature
+from atoll.spec.order import Open, Train
 from atoll.spec.task import Arrays, ArraysTask, Mean, Scores, Task
 
 _PLAIN = Compute()

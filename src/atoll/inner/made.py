@@ -17,6 +17,7 @@ from atoll.spec.task import Arrays, ArraysTask, Rows, Task
 _LABEL: TypeAdapter[str] = TypeAdapter(Label)
 TENSORS = 100_000  # of a signature
 DIMENSIONS = 16  # of a tensor
+FEW = 8  # rows of which examples are made once more, to see that each is made of its own
 _NUMBERS = "biuf"  # numpy's kinds of arrays that become tensors
 
 
@@ -53,6 +54,17 @@ def make_examples(task: Task | ArraysTask, rows: Rows, seed: int) -> dict[str, n
     if not next(iter(lengths.values())):
         raise TaskFailed("examples() returned no examples; look at the dataset and at what the task filters out")
     return examples
+
+
+def check_alone(examples: Arrays, few: Arrays) -> None:
+    """Raise `TaskFailed` unless examples begin with those that were made of a few of their rows alone."""
+    for name, made in examples.items():
+        alone = few.get(name)
+        if alone is None or not np.array_equal(made[: len(alone)], alone, equal_nan=made.dtype.kind == "f"):
+            raise TaskFailed(
+                f"examples: {name[:40]!r} is another for a row when the others are not there, and privacy is of each "
+                "by itself; make it of its own row, with sizes and scales that the job gives"
+            )
 
 
 def count(examples: Mapping[str, Sized]) -> int:

@@ -4,6 +4,7 @@ All ranks of the new group call this together, and look at the same states in th
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,35 @@ class Carried:
     parts: Sequence[Parts]  # of one rank or of several
 
 
+class Copy:
+    """Mirrors a rank's parts, beside its next step if need be: what changes before they are copied is not kept."""
+
+    def __init__(self, mirror: Mirror, about: Mapping[str, Any], parts: Parts, spent: float) -> None:
+        """``spent`` is the seconds that it took already."""
+        self._mirror, self._about, self._parts, self._spent = mirror, about, parts, spent
+        self._versions = self._counted()
+        self.bytes = sum(part.value.nbytes for part in parts.values())
+
+    def make(self) -> int | None:
+        """Copy them, and return the number of the file that has them; None without room: training goes on."""
+        began = time.thread_time()
+        file = None
+        try:
+            file = self._mirror.write(self._about, self._parts, self.same)
+        except OSError as error:
+            log.warning("the round's state cannot be mirrored (%s); a lost rank costs the steps since", error.strerror)
+        finally:
+            self._mirror.took(self._spent + time.thread_time() - began)
+        return file
+
+    def same(self) -> bool:
+        """Tell whether all of them are still what they were."""
+        return self._counted() == self._versions
+
+    def _counted(self) -> list[int]:
+        return [part.value._version for part in self._parts.values()]
+
+
 @dataclass(slots=True)
 class Memory:
     """What a process has besides a disk: its place's mirror, and the round in which it lost its peers, if it did."""
@@ -58,23 +88,16 @@ class Memory:
         if folder is not None:
             yield from _on_disk(mesh, identify, folder)
 
-    def keep(self, mesh: Mesh, carried: Carried) -> int | None:
-        """Mirror what a step has left; a rank of copies does so for all. Without room for it training goes on.
-
-        Returns the number of the file that has it, None where there is none.
-        """
-        if mesh.device is None and mesh.rank:
-            return None
-        file = None
+    def keep(self, mesh: Mesh, made: Callable[[], Carried]) -> "Copy":
+        """Return what mirrors the state that a step has left, of which ``made`` tells."""
+        began = time.monotonic()
+        self.mirror.begun()
+        carried = made()
         (parts,) = carried.parts
         about = {**carried.about, "cut": _cut(mesh), "part": part_at(mesh)}
-        try:
-            file = self.mirror.write(about, parts)
-        except OSError as error:
-            log.warning("the round's state cannot be mirrored (%s); a lost rank costs the steps since", error.strerror)
         if mesh.device is not None and self.node:
             self._pass_on(mesh, about, parts)
-        return file
+        return Copy(self.mirror, about, parts, time.monotonic() - began)
 
     def _pass_on(self, mesh: Mesh, about: Mapping[str, Any], parts: Parts) -> None:
         """Have a rank of another node keep what was mirrored, and keep another's: a node is lost with its memory."""

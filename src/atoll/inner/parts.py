@@ -17,7 +17,7 @@ from atoll.spec.document import canonical
 
 _ENTRY = "atoll"  # of the file's metadata
 _LENGTH = 8  # bytes of the number of bytes in which the tensors are told
-_ALIGNED = 64
+_ALIGNED = 4096  # a page, within which what is told may grow or shrink while the tensors stay where they are
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -49,6 +49,7 @@ class Part:
 
 
 Parts = Mapping[str, Part]
+Places = dict[str, slice]  # of bytes in a file
 
 
 def part_of(tensor: torch.Tensor, as_before: Part | None = None) -> Part:
@@ -61,33 +62,45 @@ def part_of(tensor: torch.Tensor, as_before: Part | None = None) -> Part:
 
 def packed(about: Mapping[str, Any], parts: Parts) -> list[memoryview]:
     """Return the bytes, in pieces: what is told of the tensors, with its length before it, and then each part's own
-    memory. ``about`` is JSON values that go with them. Raises `TaskFailed` for a type that has no name there."""
+    memory. ``about`` is JSON values that go with them. Raises `TaskFailed` as `told`."""
+    where = {
+        name: [list(part.begins), list(part.whole)]
+        for name, part in parts.items()
+        if part.whole != tuple(part.value.shape)
+    }
+    kinds = {name: (part.value.dtype, tuple(part.value.shape)) for name, part in parts.items()}
+    head, places = told({"about": about, "where": where}, kinds)
+    values = (parts[name].value.detach() for name in places)
+    pieces = [value.contiguous().reshape(-1).view(torch.uint8).numpy().data for value in values if value.numel()]
+    return [memoryview(bytearray(head)), *pieces]
+
+
+def told(said: Mapping[str, Any], kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, Places]:
+    """Return the bytes in which tensors of these types and shapes are told, with their length before them, and where
+    each tensor's own bytes begin and end in the file, in their order. ``said`` is JSON values that go with them.
+
+    Raises `TaskFailed` for a type that has no name there.
+    """
     entries: dict[str, Any] = {}
-    where: dict[str, Any] = {}
-    pieces: list[memoryview] = []
     at = 0
     # Widest first, as the format has it: each number then lies at a multiple of its width.
-    for name, part in sorted(parts.items(), key=lambda each: -each[1].value.element_size()):
-        value = part.value.detach()
-        if value.dtype not in _NAMES:
-            kind = str(value.dtype).removeprefix("torch.")
-            raise TaskFailed(f"model: {name[:80]!r} is of type {kind}, of which nothing can be kept; use another type")
-        size = value.numel() * value.element_size()
-        entries[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [at, at + size]}
+    for name, (kind, shape) in sorted(kinds.items(), key=lambda each: -each[1][0].itemsize):
+        if kind not in _NAMES:
+            words = str(kind).removeprefix("torch.")
+            raise TaskFailed(f"model: {name[:80]!r} is of type {words}, of which nothing can be kept; use another type")
+        size = math.prod(shape) * kind.itemsize
+        entries[name] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-        if part.whole != tuple(value.shape):
-            where[name] = [list(part.begins), list(part.whole)]
-        if size:
-            pieces.append(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    said = json.dumps({"__metadata__": {_ENTRY: canonical({"about": about, "where": where}).decode()}, **entries})
-    told = said.encode()
-    told += b" " * (-(_LENGTH + len(told)) % _ALIGNED)
-    return [memoryview(bytearray(len(told).to_bytes(_LENGTH, "little") + told)), *pieces]
+    words = json.dumps({"__metadata__": {_ENTRY: canonical(said).decode()}, **entries}).encode()
+    words += b" " * (-(_LENGTH + len(words)) % _ALIGNED)
+    head = len(words).to_bytes(_LENGTH, "little") + words
+    begins = {name: entry["data_offsets"] for name, entry in entries.items()}
+    return head, {name: slice(len(head) + begin, len(head) + end) for name, (begin, end) in begins.items()}
 
 
-def about_of(told: bytes, name: str) -> dict[str, Any]:
+def about_of(words: bytes, name: str) -> dict[str, Any]:
     """Return what goes with the tensors, from the bytes in which they are told. Raises `Corrupt`."""
-    return _read(told, name)[1]["about"]
+    return _read(words, name)[1]["about"]
 
 
 def unpacked(buffer: memoryview, name: str) -> tuple[dict[str, Part], dict[str, Any]]:
@@ -113,13 +126,13 @@ def unpacked(buffer: memoryview, name: str) -> tuple[dict[str, Part], dict[str, 
     return found, said["about"]
 
 
-def _read(told: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(words: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        entries = json.loads(told)
+        entries = json.loads(words)
         said = json.loads(entries.pop("__metadata__")[_ENTRY])
         if isinstance(said["about"], dict) and isinstance(said["where"], dict):
             return entries, said
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         pass
     raise Corrupt(f"{name}: what it says of its tensors cannot be read; what it kept must be computed anew")
 

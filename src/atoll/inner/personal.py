@@ -13,10 +13,12 @@ import torch
 
 from atoll.errors import Corrupt, TaskFailed
 from atoll.inner import checkpoint
-from atoll.inner.whole import put
+from atoll.inner.mesh import Mesh
+from atoll.inner.whole import here, put
 from atoll.spec.document import near_miss
 from atoll.spec.model import Patterns, Signature, fits
 
+_ALONE = Mesh()
 _SHOWN = 8  # names of tensors in a sentence
 
 
@@ -53,12 +55,16 @@ def shared_part(vector: np.ndarray, signature: Signature, personal: Collection[s
     return np.concatenate(parts)
 
 
-def write_personal(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a site's personal tensors. Raises `TaskFailed` for values that no round can begin from."""
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+def write_personal(path: Path, tensors: Mapping[str, torch.Tensor], mesh: Mesh = _ALONE) -> None:
+    """Write a site's personal tensors: all ranks together, each what it has of them.
+
+    Raises `TaskFailed` for values that no round can begin from.
+    """
+    finite = mesh.gather([bool(here(tensor).isfinite().all()) for tensor in tensors.values()])
+    for name, everywhere in zip(tensors, zip(*finite, strict=True), strict=True):
+        if not all(everywhere):
             raise TaskFailed(f"tensor {name}, which stays at its site, is not finite; lower the optimiser's rate")
-    checkpoint.write_tensors(path, tensors, {})
+    checkpoint.write_tensors(path, tensors, {}, mesh)
 
 
 def put_personal(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

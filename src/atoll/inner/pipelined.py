@@ -24,7 +24,6 @@ from atoll.errors import TaskFailed
 from atoll.inner.mesh import Mesh
 from atoll.inner.plans import check_stages, plan_of
 from atoll.inner.stages import answer_of
-from atoll.inner.whole import described, room, whole
 from atoll.spec.compute import Compute
 
 Batch = Mapping[str, torch.Tensor]
@@ -109,25 +108,13 @@ class Pipeline(nn.Module):
         """Give a tensor's value to all ranks from the one that has it, in place."""
         dist.broadcast(value, group=self._group, group_src=self._places[name])
 
-    def add(self, values: torch.Tensor) -> None:
-        """Sum values over the stages, in place."""
-        dist.all_reduce(values, group=self._group)
-
-    def collect(self, mine: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-        """Return all stages' tensors by name, whole, at the ranks that ``keep`` them; each stage has its own names."""
-        found: dict[str, torch.Tensor] = {}
-        for place in range(self._mesh.layout.pipeline):
-            own = place == self._mesh.place("pipeline")
-            names = described(mine) if own else []
-            for name, kind, shape in json.loads(self._told(json.dumps(names).encode(), place)):
-                value = whole(mine[name]).contiguous() if own else room(kind, shape)
-                dist.broadcast(value, group=self._group, group_src=place)
-                if keep:
-                    found[name] = value
-        return found
+    def listed(self, mine: Sequence[list[Any]]) -> list[list[Any]]:
+        """Return what all stages say of their tensors, in JSON values and the order of the stages. No pickle."""
+        words = json.dumps(mine).encode()
+        return [entry for place in range(self._mesh.layout.pipeline) for entry in json.loads(self._told(words, place))]
 
     def _told(self, words: bytes, place: int) -> bytes:
-        """Return the words of the rank at a place. No pickle, even of our own."""
+        """Return the words of the rank at a place."""
         size = torch.tensor([len(words)])
         dist.broadcast(size, group=self._group, group_src=place)
         own = place == self._mesh.place("pipeline")

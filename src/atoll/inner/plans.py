@@ -1,8 +1,8 @@
 """What a model says of how it is spread: names by pattern, in the manner of transformers' `tp_plan`.
 
 A model carries what it can: `tp_plan`, `context_plan`, `expert_plan`, `pipeline_split` with `pipeline_widths`, and
-`heads`, `experts` and `layers`, whose numbers degrees must divide or stay within. Data and shard need none of it; a
-`shard_plan` may name what is made whole together.
+`heads` and `layers`, whose numbers degrees must divide or stay within; of transformers' models it is worked out. Data
+and shard need none of it; a `shard_plan` may name what is made whole together.
 """
 
 import math
@@ -30,6 +30,7 @@ _CUT = ("colwise", "rowwise", "colwise_gather_output", "colwise_rep", "rowwise_s
 _CUT += ("embedding_rowwise", "embedding_colwise")
 _WHOLE = ("moe_tp_experts", "mla_kv_a_proj", "replicate")
 WAYS = (*_CUT, "replicated_with_grad_allreduce", *_WHOLE)
+DISPATCHED = "ep_dispatch_experts"  # theirs, too: experts called with tokens and what was chosen for each
 
 
 def planned(model: nn.Module, patterns: Iterable[str]) -> Iterator[tuple[str, str, nn.Module]]:
@@ -54,6 +55,9 @@ def plan_of(model: nn.Module, name: str) -> Any:
         return partial(stages.split, model)
     if found is None and name == AXES["context"] and getattr(model, "_supports_attention_backend", False):
         return {str(model.base_model_prefix): "positions"} if stages.layers_of(model) else None
+    if found is None and name == AXES["expert"]:
+        theirs = getattr(model, "ep_plan", None) or {}
+        return {name: way for name, way in theirs.items() if way == DISPATCHED} or None
     return found
 
 
@@ -74,7 +78,13 @@ def check(model: nn.Module, mesh: Mesh, axes: Collection[str]) -> None:
     asked, answering = _heads(model)
     few = f"{asked} heads" if asked == answering else f"{asked} heads and {answering} of keys and values"
     _divides("tensor", layout.tensor, heads(model), few)
-    _divides("expert", layout.expert, plan_of(model, "experts"), f"{plan_of(model, 'experts')} experts")
+    _divides("expert", layout.expert, experts(model), f"{experts(model)} experts")
+    around = [adapter for module in mixtures(model) if mesh.has("expert") for adapter in peeled(module)[:-1]]
+    if not all(hasattr(adapter, "get_delta_factors") for adapter in around):
+        raise TaskFailed(
+            f"layout.expert: around {called}'s experts is an adapter other than plain LoRA; take that, or set expert "
+            "to 1 and use shard"
+        )
     if mesh.has("tensor") and (words := uncut(model, layout.tensor)):
         raise TaskFailed(words)
 
@@ -83,6 +93,18 @@ def heads(model: nn.Module) -> object:
     """Return how many heads there are to share, of a transformers model those of keys and values, too."""
     asked, answering = _heads(model)
     return math.gcd(asked, answering) if isinstance(asked, int) and isinstance(answering, int) else asked
+
+
+def experts(model: nn.Module) -> int:
+    """Return how many experts there are to share: the most that divides those of each layer; 0 where there are none."""
+    return math.gcd(*(parameter.shape[0] for parameters in mixtures(model).values() for parameter in parameters))
+
+
+def mixtures(model: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
+    """Return the modules in the model's `expert_plan`, and the parameters of each that have one expert per entry."""
+    named = planned(model, plan_of(model, AXES["expert"]) or ())
+    found = {module: list(peeled(module)[-1].parameters(recurse=False)) for _, _, module in named}
+    return {module: parameters for module, parameters in found.items() if parameters}
 
 
 def _heads(model: nn.Module) -> tuple[object, object]:
@@ -114,6 +136,14 @@ def base(module: nn.Module) -> nn.Module:
     """Return the layer that an adapter of peft was put beside; of another module, itself."""
     found = getattr(module, "base_layer", None)
     return found if isinstance(found, nn.Module) else module
+
+
+def peeled(module: nn.Module) -> list[nn.Module]:
+    """Return the adapters of peft that were put around a layer, the outermost first, and then the layer itself."""
+    found = [module]
+    while base(found[-1]) is not found[-1]:
+        found.append(base(found[-1]))
+    return found
 
 
 def uncut(model: nn.Module, degree: int) -> str:

@@ -30,9 +30,9 @@ def spread(model: nn.Module, inner: nn.Module, over: DeviceMesh) -> None:
     from transformers.masking_utils import AttentionMaskInterface
 
     was, ranks = model.training, over.size()
-    given = _tried(model, ranks * _TRIED)
+    given = stages.tried(model, ranks * _TRIED)
     with torch.no_grad():
-        expected = _made(model.eval(), given)
+        expected = stages.made_of(model.eval(), given)
     AttentionInterface.register(_NAME, _attend)
     AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
     config: Any = model.config
@@ -45,7 +45,7 @@ def spread(model: nn.Module, inner: nn.Module, over: DeviceMesh) -> None:
         head.register_forward_hook(whole_hook(over.get_group()))
     mine = own_stretch(given, ranks, over.get_local_rank()) if given.is_floating_point() else given
     with torch.no_grad():
-        made = _made(model, mine)
+        made = stages.made_of(model, mine)
     model.train(was)
     if not heads:
         expected = own_stretch(expected, ranks, over.get_local_rank())
@@ -112,16 +112,3 @@ def _own(
     first = over.get_local_rank() * between.shape[1]
     named["position_ids"] = torch.arange(first, first + between.shape[1], device=between.device)[None]
     return args, named
-
-
-def _tried(model: nn.Module, positions: int) -> torch.Tensor:
-    """Return what is given to the model, or to a stage of it, to try it."""
-    if not stages.begins(model):
-        return torch.arange(positions)[None]
-    width: int = model.pipeline_widths[0]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
-    return torch.linspace(-1, 1, positions * width).sin().view(1, positions, width)
-
-
-def _made(model: nn.Module, given: torch.Tensor) -> torch.Tensor:
-    made = model(given) if hasattr(model, "pipeline_answer") else model(input_ids=given, use_cache=False).logits
-    return made.float()

@@ -25,8 +25,8 @@ from atoll.inner.vector import signature_of
 from atoll.spec.compute import Compute
 from atoll.spec.fleet import Profile
 from atoll.spec.footprint import step_bytes
-from atoll.spec.message import Probe
 from atoll.spec.model import elements
+from atoll.spec.order import Probe
 from atoll.spec.task import Arrays, ArraysTask, Task
 
 STEPS = 3  # that are timed; the fastest counts

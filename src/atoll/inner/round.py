@@ -1,9 +1,9 @@
 """One round at one site: from the weights it is given to the update it gives, going on where a dead group stood."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,24 @@ import torch
 from atoll.errors import Corrupt, TaskFailed
 from atoll.inner import checkpoint, optimiser
 from atoll.inner.control import Control, write_control
+from atoll.inner.held import Held, changes, held, written
+from atoll.inner.joint import Joint
 from atoll.inner.made import tensors
 from atoll.inner.memory import Carried, Memory, part_at, writes
+from atoll.inner.mesh import Mesh
 from atoll.inner.parallelize import Parallel
 from atoll.inner.parts import Part
 from atoll.inner.personal import chosen, write_personal
-from atoll.inner.saved import Writer
+from atoll.inner.saved import Place, Writer
 from atoll.inner.steps import Batch, Flags, Pull, Start, Step, gradient_steps, training_steps
 from atoll.inner.streaming import mix_in, mixing_step
-from atoll.inner.vector import changed_parts, load_vector, named, read_vector, save_vector, signature_of, write_vector
-from atoll.inner.whole import Staged, gathered
+from atoll.inner.summed import Summed
+from atoll.inner.vector import load_vector, matched, mend_variances, named, save_vector, signature_of, write_vector
 from atoll.spec.document import canonical, digest, sha256
-from atoll.spec.message import Open, Train
 from atoll.spec.model import elements, without_control
+from atoll.spec.order import Open, Train
+from atoll.spec.plan import Layout
+from atoll.spec.privacy import beyond_private
 from atoll.spec.task import Arrays, Task
 
 # Shares of the time that mirrors may take; the smaller one where others have all that is in them.
@@ -34,12 +39,15 @@ _OFTEN, _RARELY = 0.03, 0.01
 _SHARE = 20  # times the last checkpoint's own seconds before the next one: they take 5 % of a round at most
 _ELSEWHERE = {"weights", "output", "state_in", "state_out", "control_in", "control_out", "local_in", "local_out"}
 _ELSEWHERE |= {"inputs", "checkpoint", "checkpoint_seconds", "checkpoint_steps"}
+_ALONE = Mesh()  # who holds the whole
+_FLOAT = 4  # bytes
 _CUT = {"shares"}  # how a batch is cut among ranks, which may be others when it is gone on with
 log = logging.getLogger(__name__)
 
 
 class Round:
-    """A round under way. Its update is a function of its orders alone, however many groups it took.
+    """A round under way. Its update is a function of its orders alone, however many groups it took; of private steps
+    it is one of secret samples and noise too, which nobody draws again.
 
     The caller owns the loop: `for step in round.steps(batches): ...`, then `round.update()`. A round that was ordered
     ahead of its weights takes the steps that need none, and goes on when it is given its order (`ordered`).
@@ -63,6 +71,8 @@ class Round:
         self._mesh, self._memory = spread.mesh, memory or Memory()
         if order.sync.keep_local and spread.mesh.has("pipeline"):
             raise TaskFailed("layout.pipeline: does not go with sync.keep_local; set it to 1 or leave that out")
+        if order.private is not None and (words := _beyond_private(order, spread)):
+            raise TaskFailed(f"privacy: does not go with {words}")
         self._path = Path(order.checkpoint) if order.checkpoint is not None else None
         self._signature = without_control(order.signature) if order.sync.control else order.signature
         self._start = self._weights()
@@ -70,8 +80,8 @@ class Round:
         self._personal = chosen(signature_of(model), order.sync.keep_local)
         write_vector(model, self._signature, self._own(kept), self._personal)
         self._optimiser: torch.optim.Optimizer | None = None
-        self._gradient: torch.Tensor | None = None  # float64: summed over examples
         self._control = Control.ordered(order, model, self._signature) if order.sync.control else None
+        self._summed = self._control.summed if self._control is not None else None
         pull = Pull.from_here(model, order.sync.proximal, self._personal) if order.sync.proximal else None
         self._bends = [bend for bend in (self._control, pull) if bend is not None]  # the raw gradients are the first's
         self.step, self.examples, self._loss = 0, 0, 0.0
@@ -81,7 +91,7 @@ class Round:
         self._parts: dict[str, Part] = {}  # of its state, as it was kept last
         self._digest = examples
         if order.sync.exchange == "gradient":
-            self._gradient = torch.zeros(elements(order.signature), dtype=torch.float64)
+            self._summed = Summed(model, self._signature)  # times examples
         else:
             self._optimiser = optimiser.make(order.optimiser, model)
             if order.state_in is not None:
@@ -131,9 +141,8 @@ class Round:
         if self._start is None:
             return
         if self._order.goes_on and not self._mixed:
-            own = self._read()
-            mix_in(self._order, own, self._start)
-            write_vector(self._model, self._signature, own, self._personal)
+            mix_in(self._order, self._held(_ALONE), torch.from_numpy(self._start))
+            mend_variances(self._model)
             self._mixed = True
         yield from self._until(self._order.steps, batches)
 
@@ -142,7 +151,8 @@ class Round:
             return
         if self._began is None:
             self._began = time.monotonic() - self._spent
-        at = Start(self._order.seed, self._order.done, self.step, self._wishes, self._kept, self._digest)
+        seed, done, copied = self._order.seed, self._order.done, self._writer.copied
+        at = Start(seed, done, self.step, self._wishes, self._kept, self._digest, copied)
         try:
             for step in self._taken(map(tensors, islice(batches(self.step), stop - self.step)), at):
                 self.step = step.number + 1
@@ -185,32 +195,28 @@ class Round:
         if self._mesh.device is None and self._mesh.rank:
             return  # another has the same, and does it for all
         self._writer.wait()  # it reads one of the two that are written by turns
-        began = time.monotonic()
-        file = self._memory.keep(self._mesh, self.carried())
-        self._memory.mirror.took(time.monotonic() - began)
+        to = None
         if flags.save and not flags.last:
             self._due = time.monotonic() + max(self._order.checkpoint_seconds, _SHARE * self._writer.seconds)
-            if file is not None and self._path is not None and writes(self._mesh):
-                self._writer.write(self._path, self.step, *part_at(self._mesh), file)
+            if self._path is not None and writes(self._mesh):
+                to = Place(self._path, self.step, *part_at(self._mesh))
+        # Of a copy others have the same. A part that nobody else has is mirrored before the next step begins, or a rank
+        # that is killed early in it would cost the last one.
+        self._writer.write(self._memory.keep(self._mesh, self.carried), to, beside=self._mesh.device is None)
 
     def carried(self) -> Carried:
         """Return the round as it stands at this rank after its last step: the tensors themselves, not copies."""
         # The folder's name is for the agent, who cannot tell rounds apart by their identity.
         folder = self._path.name if self._path is not None else ""
         about = {"round": self._identity(), "folder": folder, **self._said_of(time.monotonic())}
-        state = checkpoint.state_of(self._model, self._optimiser, self._gradients(), self._parts)
+        state = checkpoint.state_of(self._model, self._optimiser, self._sums, self._parts)
         self._parts = state
         return Carried(about, [{**state, **checkpoint.whole_parts(self._buffers)}])
 
-    def _gradients(self) -> dict[str, torch.Tensor]:
-        """Return the gradients that are summed over the round, if any are, by parameter: those that are known here."""
-        summed, found, start = self._summed, dict[str, torch.Tensor](), 0
-        elsewhere = self._model.elsewhere if isinstance(self._model, Staged) else frozenset[str]()
-        for spec in self._signature if summed is not None else ():
-            if summed is not None and spec.name not in elsewhere:
-                found[spec.name] = summed[start : start + spec.size]
-            start += spec.size
-        return found
+    @property
+    def _sums(self) -> Mapping[str, torch.Tensor]:
+        """Return the gradients that are summed over the round, if any are, by parameter."""
+        return self._summed.tensors if self._summed is not None else {}
 
     def _said_of(self, now: float) -> dict[str, Any]:
         spent = now - self._began if self._began is not None else self._spent
@@ -222,51 +228,55 @@ class Round:
         return {f"model.{name}": value.detach().clone() for name, value in self._model.named_buffers()}
 
     def update(self) -> np.ndarray:
-        """Return the flat float32 update: the mean gradient, or what was changed in the weights of the round's span."""
-        assert self._start is not None, "a round without its weights has taken some of its steps only"
-        self._writer.wait()
-        if self._gradient is not None:
-            update = own = (self._joined(self._gradient).numpy() / self.examples).astype(np.float32)
-        else:
-            own = self._read()
-            first, last = self._order.sync.span(own.size, self._order.version)
-            update = own[first:last] - self._start[first:last]
-        # What is not exchanged now is later.
-        if not (np.isfinite(update).all() and (update.size == own.size or np.isfinite(own).all())):
+        """Return the flat float32 update, of a rank that holds the whole model: the mean gradient, or what was changed
+        in the weights of the round's span."""
+        made = np.zeros(self._size(), np.float32)
+        vector = torch.from_numpy(made)
+        if not self._written(_ALONE, lambda one: one.of(vector).copy_(one.value)):
             raise TaskFailed(self._infinite())
-        if self._control is None:
-            return update
-        self._control.sum = self._joined(self._control.sum)
-        return np.concatenate([update, self._control.change(self.step)])
+        return made
 
     def write_update(self, path: Path) -> None:
         """Write the update as bare float32 numbers, whole or not at all.
 
         Where ranks hold parts each writes its own into the one file: none has the whole of it.
         """
-        sync = self._order.sync
-        if self._mesh.device is None or sync.exchange == "gradient" or sync.control or sync.streaming:
+        if self._mesh.device is None:
             update = self.update()
             if self._mesh.rank == 0:
                 save_vector(update, path)
             return
+        file = Joint(self._mesh, path, _FLOAT * self._size())
+        try:
+            if not file.written(self._written(self._mesh, file.write)):
+                raise TaskFailed(self._infinite())
+            file.put()
+        finally:
+            file.drop()
+
+    def _size(self) -> int:
+        """Return how many numbers the update has."""
+        assert self._start is not None, "a round without its weights has taken some of its steps only"
+        first, last = self._order.sync.span(self._start.size, self._order.version)
+        return 2 * (last - first) if self._control is not None else last - first
+
+    def _written(self, mesh: Mesh, write: Callable[[Held], object]) -> bool:
+        """Have written what lies here of the update; tell whether it, and what is exchanged later, is finite."""
         assert self._start is not None, "a round that has its weights"
         self._writer.wait()
-        first, part = self._mesh.rank == 0, path.with_name(path.name + ".part")
-        if first:
-            with part.open("wb") as file:
-                file.truncate(self._start.nbytes)
-        self._mesh.gather([first])  # it is there
-        made = np.memmap(part, np.float32, "r+")
-        finite = True
-        for place, where, shape, change in changed_parts(self._model, self._signature, self._start, self._personal):
-            finite = finite and bool(np.isfinite(change).all())
-            made[place].reshape(shape)[where] = change
-        del made
-        if not all(row[0] for row in self._mesh.gather([finite])):
-            raise TaskFailed(self._infinite())
-        if first:
-            os.replace(part, path)
+        if self._control is None and self._summed is not None:
+            return written(self._summed.means(self.examples, mesh), write)
+        first, last = self._order.sync.span(self._start.size, self._order.version)
+        own, start = list(self._held(mesh)), torch.from_numpy(self._start)
+        well = written(changes(own, start, first, last), write) and all(bool(one.value.isfinite().all()) for one in own)
+        if self._control is not None:
+            behind = (replace(one, at=last - first + one.at) for one in self._control.change(self.step, mesh))
+            well = written(behind, write) and well
+        return well
+
+    def _held(self, mesh: Mesh) -> Iterator[Held]:
+        """Yield what lies here of the model's tensors, of those that are exchanged."""
+        return held(matched(self._model, self._signature, self._personal), self._signature, mesh)
 
     def _infinite(self) -> str:
         step = self._order.done + self.step
@@ -275,30 +285,21 @@ class Round:
     def keep_state(self) -> None:
         """Write what goes on from round to round where the order wants it: the optimiser's state, the own weights.
 
-        All ranks take part, for each may have a part of it; the first writes.
+        All ranks take part: where each has a part of it, it writes that.
         """
-        order, first = self._order, self._mesh.rank == 0
-        if first and self._control is not None and order.control_out is not None:
-            write_control(Path(order.control_out), self._control.after(self.step))
+        order, mesh, size = self._order, self._mesh, elements(self._signature)
+        if mesh.device is None:
+            if mesh.rank:
+                return  # another has the same, and does it for all
+            mesh = _ALONE
+        if self._control is not None and order.control_out is not None:
+            write_control(Path(order.control_out), size, self._control.after(self.step, mesh), mesh)
         if order.local_out is not None:
-            stay = gathered(named(self._model, self._personal), first, self._model)
-            if first:
-                write_personal(Path(order.local_out), stay)
-        if order.state_out is None or self._optimiser is None:
-            return
-        own = {"weights": torch.from_numpy(self._read())} if order.sync.streaming else {}
-        state = gathered(checkpoint.optimiser_tensors(self._optimiser), first, self._model)
-        if first:
-            checkpoint.write_tensors(Path(order.state_out), {**state, **own}, {})
-
-    @property
-    def _summed(self) -> torch.Tensor | None:
-        """Return the gradients that are summed over the round, if any are."""
-        return self._control.sum if self._control is not None else self._gradient
-
-    def _read(self) -> np.ndarray:
-        """Return what the model's tensors are now, of those that are exchanged."""
-        return read_vector(self._model, self._signature, self._personal)
+            write_personal(Path(order.local_out), named(self._model, self._personal), mesh)
+        if order.state_out is not None and self._optimiser is not None:
+            own = {"weights": (size, self._held(mesh))} if order.sync.streaming else {}
+            state = checkpoint.optimiser_tensors(self._optimiser)
+            checkpoint.write_tensors(Path(order.state_out), state, {}, mesh, self._model, own)
 
     def _weights(self) -> np.ndarray | None:
         """Return the weights that the update is told against, where they are here."""
@@ -317,10 +318,14 @@ class Round:
 
     def _taken(self, batches: Iterable[Batch], at: Start) -> Iterator[Step]:
         task, spread = self._task, self._spread
-        if self._gradient is not None:
-            total = self._gradient.numpy()
-            return gradient_steps(task, spread, batches, at, total, self._signature)
-        assert self._optimiser is not None
+        private = self._order.private
+        if private is not None and self._optimiser is not None:
+            from atoll.inner.private import private_steps
+
+            return private_steps(task, spread, self._optimiser, batches, at, self._bends, private)
+        if self._optimiser is None:
+            assert self._summed is not None, "what takes no steps of its own sums gradients"
+            return gradient_steps(task, spread, batches, at, self._summed)
         return training_steps(task, spread, self._optimiser, batches, at, self._bends)
 
     def _identity(self) -> str:
@@ -334,13 +339,6 @@ class Round:
             opened = self._opened.model_copy(update={"layout": None})  # another one goes on where this one stood
             self._identified = sha256(canonical([digest(opened), said, behind]))
         return self._identified
-
-    def _joined(self, summed: torch.Tensor) -> torch.Tensor:
-        """Return a sum of gradients with those of all stages of a pipeline, which are zero elsewhere."""
-        if isinstance(self._model, Staged):
-            summed = summed.clone()
-            self._model.add(summed)
-        return summed
 
     def _resume(self, own: Carried | None = None) -> bool:
         """Go on where the round stood, if anybody knows: a rank of the group that is gone, the mirrors, the disk.
@@ -370,7 +368,7 @@ class Round:
 
     def _fitted(self, found: Carried) -> checkpoint.Fitted | None:
         try:
-            return checkpoint.Fitted(found.parts, self._model, self._optimiser, self._gradients())
+            return checkpoint.Fitted(found.parts, self._model, self._optimiser, self._sums)
         except Corrupt as error:  # only time is lost
             log.warning("%s", error)
             return None
@@ -379,3 +377,9 @@ class Round:
         self.step, self.examples, self._loss = int(about["step"]), int(about["examples"]), float(about["loss"])
         self._spent, self._mixed = float(about["spent"]), bool(about["mixed"])
         self._buffers = self._copied_buffers()
+
+
+def _beyond_private(order: Train, spread: Parallel) -> str | None:
+    """Return what private steps do not go with, whoever it was that planned it."""
+    layout = spread.mesh.layout if spread.mesh.device is not None else Layout(data=spread.mesh.ranks)
+    return beyond_private(order.sync, layout, spread.compute)

@@ -14,8 +14,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from atoll.durable import copied
 from atoll.errors import Corrupt
@@ -24,6 +25,7 @@ from atoll.spec.saved import SavedName, saved_name
 
 DEEP = 2  # steps of which checkpoints are kept
 _NUMBERS = itertools.count()
+_BESIDE = 1 << 20  # bytes that are copied beside a step; fewer take no longer than a thread to begin
 _LATER = 19  # how nice it is to whatever else wants the processor
 log = logging.getLogger(__name__)
 
@@ -62,45 +64,107 @@ def read(one: Saved) -> tuple[dict[str, Part], dict[str, Any]]:
     return unpacked(memory, one.path.name)
 
 
+class Place(NamedTuple):
+    """Where a copy is to be written on a disk: in which folder, and what its name is to tell."""
+
+    folder: Path
+    step: int
+    part: int
+    parts: int
+
+
+class Copied(Protocol):
+    """What copies a state that is about to change."""
+
+    bytes: int
+
+    def make(self) -> int | None:
+        """Copy it, and return the number of the file that has it; None when there is none."""
+        ...
+
+    def same(self) -> bool:
+        """Tell whether it has not changed yet."""
+        ...
+
+
 class Writer:
-    """Writes one file at a time while its caller goes on; a failure is logged, since no such file is ever needed."""
+    """Copies a state while its caller computes what it will be next, and writes the copy to a disk while it goes on.
+
+    One at a time. A failure of the disk is logged, since no such file is ever needed.
+    """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self.seconds = 0.0  # that the last one took
+        self._copied = threading.Event()  # or there is nothing to copy
+        self._copied.set()
+        self._failed: BaseException | None = None
+        self._beside = True
+        self.seconds = 0.0  # that the last one took to be written
         self.step: int | None = None  # of the last one that is whole
 
     @property
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def write(self, folder: Path, step: int, part: int, parts: int, file: int) -> None:
-        """Copy a mirror's ``file``, which nobody may write to until `wait` has returned, or this is not `busy`."""
+    def write(self, copy: Copied, to: Place | None, beside: bool = True) -> None:
+        """Copy a state, which is not to change until `copied` has returned, and write the copy ``to`` a disk.
+
+        It is copied ``beside`` what the caller does next, or before this returns.
+        """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(folder, step, part, parts, file), name="checkpoint")
-        self._thread.start()
+        if beside and self._beside and copy.bytes >= _BESIDE:
+            self._copied.clear()
+            self._begin(self._copy, copy, to)
+        else:
+            file = copy.make()
+            if file is not None and to is not None:
+                self._begin(self._write, file, to)
+
+    def copied(self) -> None:
+        """Return when the state may change. Raises what copying it raised."""
+        self._copied.wait()  # memory is copied, or not: that ends
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
 
     def wait(self) -> None:
         """Return when nothing is being written: a write to a disk ends, or fails."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.copied()
 
-    def _write(self, folder: Path, step: int, part: int, parts: int, file: int) -> None:
+    def _begin(self, target: Callable[..., None], *arguments: object) -> None:
+        self._thread = threading.Thread(target=target, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def _copy(self, copy: Copied, to: Place | None) -> None:
+        file = None
+        try:
+            file = copy.make()
+            self._beside = copy.same()  # a forward pass that changes weights is waited for with the next ones
+        except BaseException as error:  # noqa: BLE001 - the thread's end: `copied` raises it where it is heard
+            self._failed = error
+        finally:
+            self._copied.set()
+        if file is not None and to is not None:
+            self._write(file, to)
+
+    def _write(self, file: int, to: Place) -> None:
         began = time.monotonic()
         if sys.platform == "linux":  # where a thread has a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LATER)
-        unfinished = folder / f"{os.getpid()}-{next(_NUMBERS)}.part"  # its predecessor may still be writing its own
+        unfinished = to.folder / f"{os.getpid()}-{next(_NUMBERS)}.part"  # its predecessor may still be writing its own
         try:
-            folder.mkdir(exist_ok=True)
+            to.folder.mkdir(exist_ok=True)
             digest = copied(file, unfinished)
-            named = SavedName(step, part, parts, digest)
-            os.replace(unfinished, folder / str(named))
-            _drop_others(folder, named)
+            named = SavedName(to.step, to.part, to.parts, digest)
+            os.replace(unfinished, to.folder / str(named))
+            _drop_others(to.folder, named)
         except OSError as error:  # the round needs none unless its ranks are lost, and then does more of itself again
-            log.warning("no checkpoint after step %s of the round: %s", step, error.strerror)
+            log.warning("no checkpoint after step %s of the round: %s", to.step, error.strerror)
         else:
-            self.step = step
+            self.step = to.step
         finally:
             with contextlib.suppress(OSError):  # nor was it begun, then
                 unfinished.unlink()

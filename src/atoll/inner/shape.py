@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atoll.inner import chance, stages
-from atoll.inner.plans import AXES, blocks, cuts, heads, plan_of, planned, uncut
+from atoll.inner.plans import AXES, blocks, cuts, experts, heads, mixtures, plan_of, planned, uncut
 from atoll.spec.fleet import Degree, ModelShape
 from atoll.spec.task import Task
 
@@ -36,7 +36,7 @@ def describe(task: Task, model: nn.Module, batch: Mapping[str, torch.Tensor], se
         axes=_axes(model),
         layers=len(found),
         heads=_number(heads(model)),
-        experts=_number(plan_of(model, "experts")),
+        experts=experts(model),
         positions=seen.positions,
         width=seen.width,
         activation_bytes=seen.bytes // seen.examples,
@@ -44,10 +44,7 @@ def describe(task: Task, model: nn.Module, batch: Mapping[str, torch.Tensor], se
         tensor_parameters=_count(
             kept, (p for _, module, way in cuts(model) if "wise" in way for p in module.parameters())
         ),
-        expert_parameters=_count(
-            kept,
-            (p for _, _, one in planned(model, plan_of(model, "expert_plan") or ()) for p in one.parameters(False)),
-        ),
+        expert_parameters=_count(kept, (p for parameters in mixtures(model).values() for p in parameters)),
     )
     return Described(shape, seconds / seen.examples)
 

@@ -81,6 +81,20 @@ def answer_of(stage: nn.Module, made: torch.Tensor) -> Any:
     return made if kind is None else kind(logits=made)
 
 
+def tried(model: nn.Module, positions: int) -> torch.Tensor:
+    """Return what is given to the model, or to a stage of it, to try it on so many positions of one sequence."""
+    if not begins(model):
+        return torch.arange(positions)[None]
+    width: int = model.pipeline_widths[0]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
+    return torch.linspace(-1, 1, positions * width).sin().view(1, positions, width)
+
+
+def made_of(model: nn.Module, given: torch.Tensor) -> torch.Tensor:
+    """Return the scores that the model makes of it, or what a stage of it gives."""
+    made = model(given) if hasattr(model, "pipeline_answer") else model(input_ids=given, use_cache=False).logits
+    return made.float()
+
+
 class _Elsewhere(nn.Module):
     """Stands for a part of the model that another stage has: it passes on what comes, or what it is ``given``."""
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
 import torch
 
 from atoll.errors import TaskFailed
@@ -15,9 +14,8 @@ from atoll.inner.clock import Stopwatch
 from atoll.inner.flops import Load, load_of
 from atoll.inner.mesh import Mesh
 from atoll.inner.parallelize import Batch, Parallel, pieces
+from atoll.inner.summed import Summed
 from atoll.inner.vector import named
-from atoll.inner.whole import whole
-from atoll.spec.model import Signature
 from atoll.spec.task import Task
 
 if TYPE_CHECKING:
@@ -57,6 +55,7 @@ class Start:
     wishes: Callable[[], Flags] = Flags  # of this rank, as the step ends
     kept: Callable[[], int | None] = lambda: None  # the step of the run that the last checkpoint is of
     examples: tuple[float, float] = (0.0, 0.0)  # `alike.digest` of all that this rank's batches are of
+    changes: Callable[[], None] = lambda: None  # returns when what a step changes may be changed
 
 
 class Bend(Protocol):
@@ -106,6 +105,7 @@ def training_steps(
             began = own.seconds()
             optimiser.zero_grad(set_to_none=True)
             step = _backward(task, spread, batch, at, number)
+            at.changes()
             for bend in bends:
                 bend.apply()
             optimiser.step()
@@ -117,24 +117,18 @@ def gradient_steps(
     spread: Parallel,
     batches: Iterable[Batch],
     at: Start,
-    total: np.ndarray,
-    signature: Signature,
+    summed: Summed,
 ) -> Iterator[Step]:
-    """Add each batch's gradient, times its examples, to the flat ``total`` (float64); the weights stay as they are."""
+    """Add each batch's gradient, times its examples, to what is ``summed``; the weights stay as they are."""
     model = spread.model
     model.train()
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     with Stopwatch() as own:
         for number, batch in enumerate(batches, at.first):
             began = own.seconds()
             model.zero_grad(set_to_none=True)
             step = _backward(task, spread, batch, at, number)
-            start = 0
-            for spec in signature:
-                gradient = parameters[spec.name].grad if spec.name in parameters else None
-                if gradient is not None:  # a buffer has none: it follows the initialising site
-                    total[start : start + spec.size] += whole(gradient).reshape(-1).double().numpy() * step.examples
-                start += spec.size
+            at.changes()
+            summed.add(step.examples)
             yield replace(step, seconds=own.seconds() - began, load=load_of(batch))
 
 
@@ -149,7 +143,7 @@ def _backward(task: Task, spread: Parallel, batch: Batch, at: Start, number: int
     brought = Brought(weight_sum(spread.model), at.examples) if mesh.ranks > 1 and number == at.first else None
     if spread.compute.microbatches == 1 and not mesh.has("pipeline"):
         with spread.numerics():
-            loss = _checked(_loss(task, spread, batch), step)
+            loss = checked(_loss(task, spread, batch), step)
         value = float(loss.detach())
         mean, examples, flags = _agreed(mesh, value, mine, batch, at, step)
         (loss * (weight / examples)).backward()
@@ -170,14 +164,14 @@ def _in_pieces(
     with spread.numerics():
         if spread.mesh.has("pipeline"):
             pipeline = cast("Pipeline", spread.model)
-            return pipeline.step(lambda model, piece: _checked(task.loss(model, piece), step), batch, weight)
+            return pipeline.step(lambda model, piece: checked(task.loss(model, piece), step), batch, weight)
     mine, value = len(next(iter(batch.values()))), 0.0
     # As many at each rank, or one would wait in vain for what another has no piece to do with.
     wanted = min(spread.compute.microbatches, *(int(share) for share, _ in shares))
     for number, piece in enumerate(pieces(batch, wanted), 1):
         spread.hold_back(last=number == wanted)
         with spread.numerics():
-            loss = _checked(_loss(task, spread, piece), step)
+            loss = checked(_loss(task, spread, piece), step)
         of_share = len(next(iter(piece.values()))) / mine
         value += float(loss.detach()) * of_share
         (loss * (of_share * weight)).backward()
@@ -212,7 +206,8 @@ def _loss(task: Task, spread: Parallel, batch: Batch) -> object:
     return loss
 
 
-def _checked(loss: object, step: int) -> torch.Tensor:
+def checked(loss: object, step: int) -> torch.Tensor:
+    """Return what a task's loss gave, if a gradient can be had of it; raise `TaskFailed` naming the step of the run."""
     at = f"loss at step {step + 1} of the run"
     if not isinstance(loss, torch.Tensor) or loss.ndim != 0:
         shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__

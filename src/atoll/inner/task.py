@@ -18,7 +18,7 @@ from typing import Literal, TypeGuard
 
 from atoll.errors import AtollError, TaskFailed
 from atoll.spec.document import near_miss, sha256
-from atoll.spec.message import TaskName
+from atoll.spec.order import TaskName
 from atoll.spec.pretrained import Pretrained
 from atoll.spec.task import ArraysTask, Task
 

@@ -5,7 +5,7 @@ travel.
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from atoll.errors import Corrupt, TaskFailed
-from atoll.inner.whole import Staged, lying, put, whole
+from atoll.inner.whole import Staged, put, whole
 from atoll.spec.model import Signature, TensorSpec, elements
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -25,9 +25,18 @@ def signature_of(module: nn.Module) -> Signature:
     return tuple(TensorSpec(name=name, shape=tuple(tensor.shape)) for name, tensor in _tensors(module).items())
 
 
+def matched(module: nn.Module, signature: Signature, personal: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Return the tensors that a signature names and that are here, themselves; `TaskFailed` for another model's."""
+    tensors = {name: tensor for name, tensor in _tensors(module).items() if name not in personal}
+    there = module.elsewhere if isinstance(module, Staged) else frozenset[str]()
+    expected = tuple(spec for spec in signature if spec.name not in there)
+    check_same([(name, tuple(tensor.shape)) for name, tensor in tensors.items()], expected)
+    return tensors
+
+
 def read_vector(module: nn.Module, signature: Signature, personal: Collection[str] = ()) -> np.ndarray:
     """Copy the module's tensors, but for the ``personal`` ones, into a new float32 vector of ``(sum of sizes,)``."""
-    tensors = _matched(module, signature, personal)
+    tensors = matched(module, signature, personal)
     vector = np.empty(elements(signature), dtype=np.float32)
     staged = module if isinstance(module, Staged) else None
     start = 0
@@ -41,30 +50,12 @@ def read_vector(module: nn.Module, signature: Signature, personal: Collection[st
     return vector
 
 
-def changed_parts(
-    module: nn.Module, signature: Signature, start: np.ndarray, personal: Collection[str] = ()
-) -> Iterator[tuple[slice, tuple[slice, ...], tuple[int, ...], np.ndarray]]:
-    """Yield by how much this rank's part of each tensor differs from the flat ``start``; nothing is gathered.
-
-    Each comes with where its tensor lies in the vector, where the part lies in the tensor, and the tensor's shape.
-    """
-    tensors = _matched(module, signature, personal)
-    at = 0
-    for spec in signature:
-        if spec.name in tensors:
-            value, where = lying(tensors[spec.name])
-            place = slice(at, at + spec.size)
-            yield place, where, spec.shape, value.float().numpy() - start[place].reshape(spec.shape)[where]
-        at += spec.size
-
-
 def write_vector(module: nn.Module, signature: Signature, vector: np.ndarray, personal: Collection[str] = ()) -> None:
     """Copy a flat float32 vector into the module's tensors, in place, whatever their device and precision.
 
-    The ``personal`` ones, which the signature lacks, are left as they are. A normalisation's running variance below
-    zero, as rounding on the way may leave one, becomes zero: the root of any other would be no number.
+    The ``personal`` ones, which the signature lacks, are left as they are. Running variances are mended.
     """
-    tensors = _matched(module, signature, personal)
+    tensors = matched(module, signature, personal)
     total = elements(signature)
     if vector.shape != (total,) or vector.dtype != np.float32:
         raise TaskFailed(f"weights: {vector.dtype} of shape {vector.shape} where the model has {total} float32 numbers")
@@ -77,6 +68,12 @@ def write_vector(module: nn.Module, signature: Signature, vector: np.ndarray, pe
             if spec.name in tensors:
                 put(tensors[spec.name], part.reshape(spec.shape))
             start += spec.size
+    mend_variances(module)
+
+
+def mend_variances(module: nn.Module) -> None:
+    """Make a running variance below zero, as rounding on the way may leave one, zero: else its root is no number."""
+    with torch.no_grad():
         for part in module.modules():
             if isinstance(part, _NORMS) and part.running_var is not None:
                 part.running_var.clamp_(min=0)
@@ -156,11 +153,3 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(id(value))
             found[name] = value
     return found
-
-
-def _matched(module: nn.Module, signature: Signature, personal: Collection[str]) -> dict[str, torch.Tensor]:
-    tensors = {name: tensor for name, tensor in _tensors(module).items() if name not in personal}
-    there = module.elsewhere if isinstance(module, Staged) else frozenset[str]()
-    expected = tuple(spec for spec in signature if spec.name not in there)
-    check_same([(name, tuple(tensor.shape)) for name, tensor in tensors.items()], expected)
-    return tensors

@@ -3,10 +3,13 @@
 All ranks that have parts of a tensor call these together, in the same order.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 @runtime_checkable
@@ -19,12 +22,8 @@ class Staged(Protocol):
         """Give a tensor's value to all ranks from the one that has it, in place."""
         ...
 
-    def add(self, values: torch.Tensor) -> None:
-        """Sum values over the stages, in place."""
-        ...
-
-    def collect(self, mine: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-        """Return all stages' tensors by name, whole, at the ranks that ``keep`` them; each stage has its own names."""
+    def listed(self, mine: Sequence[list[Any]]) -> list[list[Any]]:
+        """Return what all stages say of their tensors, in JSON values and the order of the stages."""
         ...
 
 
@@ -41,16 +40,6 @@ def here(tensor: torch.Tensor) -> torch.Tensor:
     return cast("torch.Tensor", local()) if local is not None else tensor
 
 
-def described(tensors: Mapping[str, torch.Tensor]) -> list[list[object]]:
-    """Return names, types and shapes in JSON values, from which `room` makes tensors like these. No pickle."""
-    return [[name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()]
-
-
-def room(kind: str, shape: Sequence[int]) -> torch.Tensor:
-    """Return a tensor without values, of a type and shape as `described`."""
-    return torch.empty(tuple(shape), dtype=getattr(torch, kind))
-
-
 def put(place: torch.Tensor, value: torch.Tensor) -> None:
     """Write a whole value into a tensor, each rank its own part, whatever its device and precision."""
     with torch.no_grad():
@@ -61,7 +50,7 @@ def part(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return a whole value in parts as another tensor is; where that one is whole, itself. Nothing is sent."""
     if not hasattr(like, "full_tensor"):
         return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
     cut = cast("DTensor", like)
     return distribute_tensor(value, cut.device_mesh, cut.placements, src_data_rank=None)
@@ -72,7 +61,6 @@ def lying(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
     plain = tensor.detach()
     if not hasattr(plain, "full_tensor"):
         return plain, tuple(slice(0, size) for size in plain.shape)
-    from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # as torch's checkpoints do
 
     cut = cast("DTensor", plain)
@@ -80,13 +68,11 @@ def lying(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
     return cut.to_local(), tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
 
 
-def gathered(tensors: Mapping[str, torch.Tensor], keep: bool, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return a model's tensors whole, one after the other, at the ranks that ``keep`` them."""
-    if isinstance(model, Staged):
-        return model.collect(tensors, keep)
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        value = whole(tensor)
-        if keep:
-            found[name] = value
-    return found
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    """Return a parameter's gradient, from here on cut as the parameter is: torch leaves an embedding's otherwise."""
+    gradient = cast("torch.Tensor", parameter.grad)
+    if hasattr(parameter, "full_tensor") and hasattr(gradient, "full_tensor"):
+        cut, made = cast("DTensor", parameter), cast("DTensor", gradient)
+        if made.placements != cut.placements:
+            gradient = parameter.grad = made.redistribute(placements=cut.placements)
+    return gradient

@@ -1,132 +1,174 @@
-"""A journal in one SQLite file: append-only, hash-chained, durable when `append` returns, safe for threads."""
+"""A journal in one SQLite file: append-only, a Merkle tree, signed, durable when `append` returns, safe for threads."""
 
-import sqlite3
-import threading
 import time
-from collections.abc import Collection, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from atoll.errors import AtollError, Corrupt, Invalid, NotFound, Unavailable
-from atoll.journal.chain import Entry, Row, fault, genesis, link, read
+from atoll.errors import Corrupt, Invalid, NotFound
+from atoll.journal.audit import Finding, Word, examine
+from atoll.journal.entry import HASH, Entry, Row, read, written
+from atoll.journal.key import Key, PublicKey
+from atoll.journal.note import Checkpoint, Cosignature, Witnessed
+from atoll.journal.store import Store
+from atoll.journal.tree import Frontier, leaf
 from atoll.spec.event import Event
 from atoll.spec.run import Verdict
 
-_APPLICATION = 0x41746F6C  # "Atol", in the file's header
-_VERSION = 1  # of the tables
-_PAGE = 500  # rows read under the lock at a time
-_TEXT = "cast(body as text)"
-# Computed by SQLite from the text itself, so it cannot say anything else. What is no JSON has no run.
-_RUN = (
-    f"case when json_valid({_TEXT}) then "
-    f"coalesce(json_extract({_TEXT}, '$.event.run'), json_extract({_TEXT}, '$.event.crossing.run')) end"
-)
-_SCHEMA = (
-    "create table owner (name text not null) strict",
-    "create table entries"
-    " (seq integer primary key, kind text not null, body blob not null, digest text not null) strict",
-    "create index entries_by_kind on entries (kind, seq)",
-    # A guard against our own mistakes and a careless hand; against a determined one there is the chain.
-    "create trigger entries_keep before delete on entries begin select raise(abort, 'a journal only grows'); end",
-    "create trigger entries_stay before update on entries begin select raise(abort, 'a journal only grows'); end",
-    "create trigger entries_next before insert on entries"
-    " when new.seq is not (select coalesce(max(seq), 0) + 1 from entries)"
-    " begin select raise(abort, 'a journal only grows'); end",
-    f"pragma application_id = {_APPLICATION}",
-    f"pragma user_version = {_VERSION}",
-)
+_KEPT = 1024  # entries, of which the last checkpoint is kept: what is changed by all rules is found to lie in so many
+
+_TOLD = 10_000  # entries between two words on how far a verification is
 
 
 class Journal:
     """The journal of `owner` (a site's name, or "hub") in the file `path`, made if it is not there.
 
-    With `read_only` the file must exist and is not written to. `patience` is how many seconds another process may keep
-    the file busy. Raises `Invalid` for a file that is another owner's journal or no journal at all, `Corrupt` for one
-    that is not SQLite, `NotFound` for a missing one to read, `Unavailable` for a place that cannot be used.
+    Beside it lies the key that signs it, `journal.key` for `journal.db`: with every transaction the checkpoint over all
+    entries is signed anew. With `read_only` the file must exist and is not written to, and no key is needed. `patience`
+    is how many seconds another process may keep the file busy. Raises `Invalid` for a file that is another owner's
+    journal or no journal at all, `Corrupt` for one that is not SQLite or, to be written, does not end as it was signed,
+    `NotFound` for a missing one to read, `Unavailable` for a place that cannot be used.
     """
 
     def __init__(self, path: Path, owner: str, *, read_only: bool = False, patience: float = 5.0) -> None:
-        self.path = path
-        self.owner = owner
-        self.read_only = read_only
-        self._patience = patience
-        self._lock = threading.Lock()
-        self._closed = False
-        self._connection = self._open()
+        self.path, self.owner, self.read_only = path, owner, read_only
+        self._store = Store(path, owner, read_only, patience)
+        self.key = self._store.public
+        self._frontier = Frontier()
+        if read_only:
+            return
         try:
-            with self._lock, self._told():
-                self._prepare()
-                self._last = self._head()
+            with self._store.held(), self._store.transaction():
+                self._frontier = self._signed_frontier()
         except BaseException:
-            self._connection.close()
+            self._store.close()
             raise
 
     def append(self, *events: Event, actor: str) -> list[Entry]:
-        """Write events in one transaction; when this returns they are on disk, and when it raises none of them is.
+        """Write events in one transaction; when this returns they are on disk and signed, and when it raises none is.
 
         Raises `Unavailable` when the disk is full, the file is busy for longer than `patience`, or cannot be written.
         """
-        if self.read_only:
-            raise Invalid(f"{self.path}: opened to read only; open it without read_only to append")
+        key = self.signer
         if not events:
             return []
-        with self._lock, self._told():
-            with self._transaction():
-                seq, prev = self._head()
-                if seq < self._last[0]:
-                    raise Corrupt(f"{self.path}: entries after {seq} are gone; restore the journal from a copy")
-                entries: list[Entry] = []
+        with self._store.held():
+            with self._store.transaction():
+                frontier = self._current()
+                entries, rows = list[Entry](), list[tuple[int, str, bytes, bytes]]()
                 for event in events:
-                    row, entry = link(seq + 1, time.time(), actor, event, prev)
-                    self._connection.execute(
-                        "insert into entries (seq, kind, body, digest) values (?, ?, ?, ?)",
-                        (row.seq, row.kind, row.body, row.digest),
-                    )
+                    body, entry = written(frontier.size + 1, time.time(), actor, event)
+                    rows.append((entry.seq, event.kind, body, b"".join(frontier.append(leaf(body)))))
                     entries.append(entry)
-                    seq, prev = row.seq, row.digest
-            self._last = (seq, prev)
+                self._store.connection.executemany("insert into entries values (?, ?, ?, ?)", rows)
+                self._sign(key, frontier, len(rows))
+            self._frontier = frontier
         return entries
 
     def entries(self, after: int = 0, kinds: Collection[str] = (), run: str | None = None) -> Iterator[Entry]:
         """Yield the entries after number `after`, of these kinds and of this run or of all, as far as there are any.
 
-        The lock is not held between entries. Raises `Corrupt` at an entry that is not what its digest says.
+        The lock is not held between entries. Raises `Corrupt` at an entry that is not what its hash says.
         """
-        for row in self._rows(after, tuple(kinds), run):
+        for row in self._store.rows(after, tuple(kinds), run):
             yield read(row)
 
-    def verify(self) -> Verdict:
-        """Recompute the chain from the stored texts and name the first entry that does not fit.
+    # --- what it can prove
 
-        Then compare the indexes, by which entries of a kind or of a run are found, with the entries.
+    def rows(self, after: int = 0, upto: int | None = None) -> Iterator[Row]:
+        """Yield entries as they are stored, up to a number or to the end. Raises `Corrupt` for one of another type."""
+        for row in self._store.rows(after):
+            if upto is not None and row.seq > upto:
+                return
+            yield row
+
+    def stored(self, level: int, index: int) -> bytes:
+        """Return the hash of a complete subtree, as `atoll.journal.tree.Stored`. Raises `NotFound` for none such."""
+        with self._store.held():
+            return self._stored(level, index)
+
+    def checkpoints(self) -> list[tuple[Checkpoint, bytes]]:
+        """Return what its owner signed, and the signatures: the last of every 1,024 entries, and the newest."""
+        with self._store.held():
+            return self._signed()
+
+    def checkpoint(self) -> tuple[Checkpoint, bytes]:
+        """Return the newest checkpoint and its signature. Raises `NotFound` for a journal without entries."""
+        with self._store.held():
+            found = self._newest()
+        if found is None:
+            raise NotFound(f"{self.path}: has no entries yet, so there is nothing to prove; look again later")
+        return found
+
+    def cosignatures(self) -> list[Witnessed]:
+        """Return the newest word of each witness."""
+        with self._store.held():
+            return self._cosigned()
+
+    def keep(self, word: Witnessed) -> None:
+        """Keep a witness's word on a checkpoint of this journal, in place of its last one."""
+        size, root, by = word.checkpoint.size, word.checkpoint.root, word.cosignature
+        values = (by.key.owner, str(by.key), size, root, word.signature, by.time, by.signature)
+        with self._store.held(), self._store.transaction():
+            self._store.connection.execute("insert or replace into cosignatures values (?, ?, ?, ?, ?, ?, ?)", values)
+
+    @property
+    def signer(self) -> Key:
+        """The private key of who may write. Raises `Invalid` for a journal that was opened to read only."""
+        if self._store.key is None:
+            raise Invalid(f"{self.path}: opened to read only; open it without read_only to append or to sign")
+        return self._store.key
+
+    def verify(self, watch: Callable[[int], None] | None = None) -> Verdict:
+        """Make every hash again from the stored texts, and name the first entry that does not fit.
+
+        The roots are held against what the owner signed, what witnesses cosigned and what this process wrote. Then the
+        indexes, by which entries of a kind or of a run are found, are compared with the entries. ``watch`` is told now
+        and then how far it is.
         """
-        seq, prev = 0, genesis(self.owner)
-        known = self._last
+        seen = dict[str, int]()
         try:
-            for row in self._rows():
-                problem = fault(row, seq + 1, prev)
-                if not problem and row.seq == known[0] and row.digest != known[1]:
-                    problem = "replaced: this process wrote or saw another entry here"
-                if problem:
-                    return self._verdict(seq, seq + 1, problem)
-                seq, prev = row.seq, row.digest
-            if seq < known[0]:
-                return self._verdict(seq, seq + 1, f"missing: this process wrote or saw entries up to {known[0]}")
-            problem = self._indexed()
-        except Corrupt as error:
-            return self._verdict(seq, seq + 1, f"unreadable: {error}")
-        if problem != "ok":
-            words = f"the entries are whole, but not the indexes over them ({problem}); restore the journal from a copy"
-            return Verdict(journal=str(self.path), entries=seq, intact=False, words=words)
-        return Verdict(journal=str(self.path), entries=seq, intact=True)
+            last, words, covered, seen = self._said()
+            with ThreadPoolExecutor(1) as beside:  # SQLite looks at the indexes while the hashes are made here
+                indexes = beside.submit(self._store.indexed, last)
+                found = examine(lambda after: _watched(self.rows(after, last), watch), words, covered)
+                if not found.words:
+                    found = indexes.result()
+        except (Corrupt, Invalid) as error:
+            found = Finding(0, None, f"unreadable: {error}")
+        return Verdict(
+            journal=str(self.path),
+            entries=found.entries,
+            intact=not found.words,
+            bad=found.bad,
+            words=found.words,
+            key=str(self.key),
+            witnesses={} if found.words else seen,
+        )
+
+    def _said(self) -> tuple[int, list[Word], int, dict[str, int]]:
+        """Return how many entries there are, what everybody says of them, up to which they are signed, and up to which
+        each witness saw them: all of one moment, for others write meanwhile."""
+        with self._store.held(), self._store.moment():
+            last, known = self._size(), self._frontier.copy()
+            signed, cosigned = self._signed(), self._cosigned()
+        words = [Word(known.size, known.root(), "this process, which wrote or saw them,")] if known.size else []
+        for checkpoint, signature in signed:
+            good = checkpoint.is_signed(self.key, signature)
+            whose = "its owner's signature" if good else "a checkpoint that its owner's key did not sign"
+            words.append(Word(checkpoint.size, checkpoint.root if good else b"", whose))
+        for word in cosigned:
+            name, checkpoint = word.cosignature.key.owner, word.checkpoint
+            whose = f"the witness {name}" if word.holds else f"a word that {name}'s key did not sign"
+            words.append(Word(checkpoint.size, checkpoint.root if word.holds else b"", whose))
+        covered = signed[-1][0].size if signed else 0
+        return last, words, covered, {word.cosignature.key.owner: word.checkpoint.size for word in cosigned}
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        with self._lock:
-            self._closed = True
-            self._connection.close()
+        self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -136,125 +178,76 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _indexed(self) -> str:
-        """Return "ok" when every entry stands in every index as it should; it takes long, so writers are not kept."""
-        with self._told(), closing(sqlite3.connect(self._uri("ro"), uri=True, timeout=self._patience)) as connection:
-            return str(connection.execute("pragma integrity_check(1)").fetchone()[0])
+    # --- the tree and its signature, in a transaction or under the lock
 
-    def _verdict(self, good: int, bad: int, problem: str) -> Verdict:
-        return Verdict(journal=str(self.path), entries=good, intact=False, bad=bad, words=f"entry {bad} is {problem}")
+    def _stored(self, level: int, index: int) -> bytes:
+        seq = (index + 1) << level
+        found = self._store.connection.execute(
+            "select substr(hashes, ?, ?) from entries where seq = ?", (level * HASH + 1, HASH, seq)
+        ).fetchone()
+        if found is None or len(found[0]) != HASH:
+            raise NotFound(f"{self.path}: has no hash of {1 << level} entries up to {seq}; give entries that are there")
+        return found[0]
 
-    def _rows(self, after: int = 0, kinds: tuple[str, ...] = (), run: str | None = None) -> Iterator[Row]:
-        # The plus keeps SQLite from taking the index of kinds where the one of runs leads to fewer rows.
-        chosen = f" and {_RUN} = ?" if run is not None else ""
-        chosen += f" and {'+' if run is not None else ''}kind in ({', '.join('?' * len(kinds))})" if kinds else ""
-        select = f"select seq, kind, body, digest from entries where seq > ?{chosen} order by seq limit {_PAGE}"  # noqa: S608
-        wanted = (*(() if run is None else (run,)), *kinds)
-        while True:
-            with self._lock, self._told():
-                page = self._connection.execute(select, (after, *wanted)).fetchall()
-            for seq, kind, body, digest in page:
-                if not (isinstance(kind, str) and isinstance(body, bytes) and isinstance(digest, str)):
-                    raise Corrupt(f"journal entry {seq}: not stored as text and bytes; restore the journal from a copy")
-                yield Row(seq, kind, body, digest)
-            if len(page) < _PAGE:
-                return
-            after = page[-1][0]
+    def _signed(self) -> list[tuple[Checkpoint, bytes]]:
+        found = self._store.connection.execute("select * from checkpoints order by size").fetchall()
+        return [(Checkpoint(self.key.name, size, root), signature) for size, root, signature in found]
 
-    def _head(self) -> tuple[int, str]:
-        found = self._connection.execute("select seq, digest from entries order by seq desc limit 1").fetchone()
-        return (found[0], found[1]) if found else (0, genesis(self.owner))
+    def _cosigned(self) -> list[Witnessed]:
+        found = self._store.connection.execute(
+            "select key, size, root, signature, time, cosignature from cosignatures order by witness"
+        ).fetchall()
+        name = self.key.name
+        return [
+            Witnessed(Checkpoint(name, size, root), signature, Cosignature(PublicKey.read(key), at, cosignature))
+            for key, size, root, signature, at, cosignature in found
+        ]
 
-    def _open(self) -> sqlite3.Connection:
-        with self._told():
-            if self.read_only:
-                if not self.path.is_file():
-                    raise NotFound(f"{self.path}: there is no such journal; check the path")
-            else:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.touch(mode=0o600)  # names of people and data are in it; SQLite's other files take this mode
-            where = self._uri("ro" if self.read_only else "rw")
-            return sqlite3.connect(
-                where, uri=True, timeout=self._patience, isolation_level=None, check_same_thread=False
-            )
+    def _newest(self) -> tuple[Checkpoint, bytes] | None:
+        found = self._store.connection.execute("select * from checkpoints order by size desc limit 1").fetchone()
+        return (Checkpoint(self.key.name, found[0], found[1]), found[2]) if found else None
 
-    def _uri(self, mode: str) -> str:
-        return f"{self.path.absolute().as_uri()}?mode={mode}"
+    def _size(self) -> int:
+        return self._store.connection.execute("select coalesce(max(seq), 0) from entries").fetchone()[0]
 
-    def _prepare(self) -> None:
-        """Make the tables of a new file, or check that these are ours."""
-        if not self.read_only:
-            self._write_ahead()
-            self._connection.execute("pragma synchronous = full")  # WAL syncs at each commit only with this
-            with self._transaction():
-                if not self._connection.execute("select count(*) from sqlite_schema").fetchone()[0]:
-                    for statement in _SCHEMA:
-                        self._connection.execute(statement)
-                    self._connection.execute("insert into owner values (?)", (self.owner,))
-        if self._connection.execute("pragma application_id").fetchone()[0] != _APPLICATION:
-            raise Invalid(f"{self.path}: is a database and no journal of Atoll; give the journal its own path")
-        version = self._connection.execute("pragma user_version").fetchone()[0]
-        if version != _VERSION:
-            raise Invalid(
-                f"{self.path}: has format {version}, and this Atoll reads {_VERSION}; use the Atoll that wrote it"
-            )
-        owner = self._connection.execute("select name from owner").fetchone()
-        if owner is None or owner[0] != self.owner:
-            named = repr(owner[0]) if owner else "nobody"
-            raise Invalid(f"{self.path}: is the journal of {named} and not of {self.owner!r}; give each its own path")
-        if not self.read_only:
-            with self._transaction():
-                self._connection.execute(f"create index if not exists entries_by_run on entries ({_RUN}, seq)")
+    def _current(self) -> Frontier:
+        """Return the tree to append to: the one in memory, unless another process wrote meanwhile."""
+        size = self._size()
+        if size < self._frontier.size:
+            raise Corrupt(f"{self.path}: entries after {size} are gone; restore the journal from a copy")
+        return self._frontier.copy() if size == self._frontier.size else self._signed_frontier()
 
-    def _write_ahead(self) -> None:
-        """Switch to WAL. SQLite does not wait by itself when two processes open a new file at the same moment."""
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                self._connection.execute("pragma journal_mode = wal")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-
-    @contextmanager
-    def _transaction(self) -> Generator[None, None, None]:
-        self._connection.execute("begin immediate")
+    def _signed_frontier(self) -> Frontier:
+        """Return the tree as it is stored, once it is the one that was signed: no other is ever signed as our own."""
         try:
-            yield
-            self._connection.execute("commit")
-        finally:
-            if self._connection.in_transaction:  # SQLite has rolled back by itself after some failures
-                self._connection.execute("rollback")
+            frontier = Frontier.load(self._size(), self._stored)
+        except NotFound as error:
+            raise Corrupt(f"{error}: one was changed or taken out; restore the journal from a copy") from None
+        newest = self._newest()
+        if newest is None and not frontier.size:
+            return frontier
+        expected = Checkpoint(self.key.name, frontier.size, frontier.root())
+        if newest is None or newest[0] != expected or not expected.is_signed(self.key, newest[1]):
+            signed = newest[0].size if newest is not None else 0
+            raise Corrupt(
+                f"{self.path}: its {frontier.size} entries are not the {signed} that its owner signed; run atoll audit "
+                "verify and restore the journal from a copy"
+            )
+        return frontier
 
-    @contextmanager
-    def _told(self) -> Generator[None, None, None]:
-        """Turn what SQLite and the file system say into errors of Atoll."""
-        if self._is_closed():
-            raise Unavailable(f"{self.path}: this journal is closed; open it again")
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise self._explained(error) from error
-        except OSError as error:
-            raise Unavailable(
-                f"{self.path}: cannot be used ({error.strerror}); check the place and its rights"
-            ) from error
+    def _sign(self, key: Key, frontier: Frontier, new: int) -> None:
+        """Sign the whole, and forget the checkpoint before it unless it was the last one of its 1,024 entries."""
+        size, before = frontier.size, frontier.size - new
+        checkpoint = Checkpoint(key.public.name, size, frontier.root())
+        if before // _KEPT == size // _KEPT:
+            self._store.connection.execute("delete from checkpoints where size = ?", (before,))
+        self._store.connection.execute(
+            "insert into checkpoints values (?, ?, ?)", (size, checkpoint.root, checkpoint.signed(key))
+        )
 
-    def _is_closed(self) -> bool:
-        return self._closed
 
-    def _explained(self, error: sqlite3.DatabaseError) -> AtollError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (
-            sqlite3.SQLITE_NOTADB,
-            sqlite3.SQLITE_CORRUPT,
-            sqlite3.SQLITE_ERROR,
-        ):  # the last: tables not as made
-            return Corrupt(f"{self.path}: is damaged or no journal ({error}); restore it from a copy")
-        if code == sqlite3.SQLITE_FULL:
-            return Unavailable(f"{self.path}: no space left on its disk; free some and try again")
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return Unavailable(f"{self.path}: another process kept it busy for {self._patience:g} s; end it or wait")
-        return Unavailable(f"{self.path}: cannot be used ({error}); check the disk and the rights of the file")
+def _watched(rows: Iterator[Row], watch: Callable[[int], None] | None) -> Iterator[Row]:
+    for row in rows:
+        if watch is not None and not row.seq % _TOLD:
+            watch(row.seq)
+        yield row

@@ -10,7 +10,6 @@ by the mean of the sites' changes, times the share of the plan's sites that sent
 Where weights go down as a change (`atoll.outer.down`), the step is taken as that decodes, and its chunks come with it.
 """
 
-import os
 import queue
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -24,10 +23,11 @@ from atoll.errors import Invalid
 from atoll.outer import down, optimiser
 from atoll.outer.merge import Update, merging
 from atoll.outer.optimiser import State
+from atoll.outer.robust import judged
+from atoll.outer.room import THREADS
 from atoll.outer.wire import CHUNK, Chunk, recalls
-from atoll.spec.plan import Outer, Sync
+from atoll.spec.sync import Outer, Sync
 
-THREADS = min(4, os.cpu_count() or 1)
 _SPAN = 2 * CHUNK  # elements that a thread does at a time: it is handed out, and written by the caller, as a piece
 _AHEAD = 32  # pieces that threads may be ahead of the caller: their encoded steps wait in memory
 
@@ -38,13 +38,16 @@ class Advance:
     The arrays of the state before are stepped in place: after an error it must be read again. Raises `Invalid` for
     updates or a state that do not belong to these weights and this sync, before anything is taken for the result.
     ``share`` is that of the plan's sites whose updates these are, which matters with control variates.
+
+    What looks at whole updates (`atoll.outer.robust`) reads them through at once; `outliers` are the sites it found.
     """
 
     def __init__(
         self, sync: Sync, start: np.ndarray, updates: Sequence[Update], before: State, share: float = 1.0
     ) -> None:
-        self._sync, self._start, self._updates = sync, start, updates
+        self._sync, self._start = sync, start
         self._from, self._to = sync.span(start.size, before.step)
+        self._judged = judged(sync, self._to - self._from, updates)
         self._ready = self._merging()
         self._control = start.size // 2 if sync.control else start.size  # where it begins
         self._share = Outer(rate=share)
@@ -52,6 +55,11 @@ class Advance:
         self.state = replace(self.state, residual=_residual(sync, start.shape, before))
         self._number = before.step // sync.fragments + 1  # of the steps that this fragment has taken
         self.weights = np.empty(start.shape, np.float32)
+
+    @property
+    def outliers(self) -> tuple[str, ...]:
+        """The sites whose updates were shortened or left out, sorted."""
+        return self._judged.outliers
 
     def pieces(
         self, threads: int = THREADS, change: Callable[[Chunk], object] | None = None
@@ -99,7 +107,7 @@ class Advance:
             yield self.weights[place]
 
     def _merging(self) -> Callable[[int], np.ndarray]:
-        return merging(self._sync.merge, self._to - self._from, self._updates, self._sync.trim)
+        return merging(self._judged.rule, self._to - self._from, self._judged.updates, self._sync.trim)
 
     def _piece(self, start: int, merged: Callable[[int], np.ndarray]) -> tuple[np.ndarray, list[Chunk]]:
         stop = min(start + _SPAN, self._to)

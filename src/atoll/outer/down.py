@@ -9,7 +9,8 @@ import numpy as np
 
 from atoll.errors import Invalid, TaskFailed
 from atoll.outer.wire import Chunk, decode, sent
-from atoll.spec.plan import Sync, Transform
+from atoll.spec.sync import Sync
+from atoll.spec.wire import Transform
 
 
 def in_changes(sync: Sync) -> bool:

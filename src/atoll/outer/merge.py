@@ -11,7 +11,7 @@ from atoll.errors import Invalid
 from atoll.outer.room import PIECE, room
 from atoll.outer.wire import CHUNK
 
-Rule = Literal["mean", "weighted_mean", "median", "trimmed_mean"]
+Rule = Literal["mean", "weighted_mean", "median", "trimmed_mean"]  # the others of a sync come to these: `outer.robust`
 
 _HIGH = 2.0**10  # the high limb counts units of 2**-10
 _LOW = 2.0**60  # the low limb counts units of 2**-60
@@ -230,7 +230,7 @@ def _weighted(size: int, updates: Sequence[Update], weights: list[float]) -> Cal
         length = min(CHUNK, size - offset)
         total.clear()
         for update, weight in zip(updates, weights, strict=True):
-            values = _window(update, offset, length)
+            values = window_of(update, offset, length)
             try:
                 total.add(0, values, weight * update.discount)
             except Invalid as error:
@@ -254,7 +254,7 @@ def _robust(size: int, updates: Sequence[Update], drop: int) -> Callable[[int], 
         nonlocal spare
         length = min(CHUNK, size - offset)
         for row, update in zip(rows, updates, strict=True):
-            np.add(_window(update, offset, length), np.float32(0), out=row[:length])  # -0 is 0, lest order tell
+            np.add(window_of(update, offset, length), np.float32(0), out=row[:length])  # -0 is 0, lest order tell
             if not np.isfinite(row[:length]).all():
                 raise Invalid(f"update of {update.site}: not finite in the window at {offset}; send finite values")
         for low, high in network:
@@ -293,7 +293,8 @@ def comparators(count: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def _window(update: Update, offset: int, length: int) -> np.ndarray:
+def window_of(update: Update, offset: int, length: int) -> np.ndarray:
+    """Return the window of an update; raise `Invalid`, naming the site, for one of another length."""
     values = update.window(offset)
     if values.shape != (length,):
         raise Invalid(f"update of {update.site}: {values.shape} values at {offset} where {length} are due; send all")

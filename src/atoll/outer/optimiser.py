@@ -9,7 +9,7 @@ import numpy as np
 
 from atoll.errors import Invalid, TaskFailed
 from atoll.outer.room import PIECE, room
-from atoll.spec.plan import Outer
+from atoll.spec.sync import Outer
 
 Moments = dict[str, np.ndarray]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.errors import Invalid, TaskFailed
+from atoll.noise import BEYOND, Noise
 from atoll.outer import sparse, zstd
-from atoll.outer.formats import FORMATS, Bytes, Format
-from atoll.spec.plan import Transform, disorder
+from atoll.outer.formats import FORMATS, MASKED, Bytes, Format
+from atoll.spec.wire import Transform, clipped, disorder, noised
 
 CHUNK = 262_144  # elements: 1 MiB of float32, and a whole number of blocks of every format
 
@@ -82,6 +83,31 @@ def encode(vector: np.ndarray, transforms: tuple[Transform, ...], *, finite: boo
     plain = finite and form.bound == math.inf
     windows = _corrected(vector, None) if plain else _clipped(vector, None, form.bound)
     return (_cut(offset, window, form).chunk for offset, window in windows)
+
+
+def private(vector: np.ndarray, transforms: tuple[Transform, ...], parts: int = 1) -> Iterator[np.ndarray]:
+    """Return the windows of a flat float32 vector, clipped and with noise, in offset order; not twice the same.
+
+    The noise has the standard deviation that the transforms ask for over the root of ``parts``, so that of so many
+    sites' vectors the sum has all of it. A number that noise takes far out stays within `reach`. What is encoded of
+    them later tells no more of the vector than they do.
+    """
+    form, multiple = _form(transforms), noised(transforms)
+    _check_flat("update", vector)
+    bound = reach(transforms, parts) * _ROUNDING
+    noise = Noise(multiple * form.bound / math.sqrt(parts))
+    windows = _clipped(vector, None, form.bound)
+    return (np.clip(window + noise.take(window.size), -bound, bound).astype("<f4") for _, window in windows)
+
+
+def reach(transforms: tuple[Transform, ...], parts: int = 1) -> float:
+    """Return within which bound each number of a clipped vector is, also with such a part of the noise on it."""
+    return clipped(transforms) * (1 + BEYOND * noised(transforms) / math.sqrt(parts))
+
+
+def afterwards(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
+    """Return what is left to do to a vector that was made `private`; all of it where there is no noise."""
+    return tuple(step for step in transforms if not noised(transforms) or step.kind not in ("clip", "noise"))
 
 
 def recalls(transforms: tuple[Transform, ...]) -> bool:
@@ -171,9 +197,9 @@ def _form(transforms: tuple[Transform, ...]) -> _Form:
     topk, packed = by_kind.get("topk"), by_kind.get("zstd")
     name = next((kind for kind in by_kind if kind in FORMATS), "float32")
     return _Form(
-        bound=min((step.value for step in transforms if step.value is not None), default=math.inf),
+        bound=clipped(transforms) or math.inf,
         share=topk.share if topk else None,
-        format=FORMATS[name],
+        format=MASKED if "mask" in by_kind else FORMATS[name],
         level=(packed.level or zstd.LEVEL) if packed else None,
         recalls_places=topk is not None and topk.feedback,
         recalls_rounding=name in by_kind and by_kind[name].feedback,

@@ -19,7 +19,7 @@ from atoll.spec.fleet import Fleet
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.plan import Reason
 
-_ABOUT: dict[Role, str] = {
+ABOUT: dict[Role, str] = {
     "plan": "planning this job",
     "open": "opening the dataset",
     "code": "letting the code in",
@@ -91,7 +91,7 @@ def refusals(site: str, answers: Answers, roles: Sequence[Role], outcome: str) -
     for role in roles:
         decision = given.get(role)
         if decision is None:
-            reasons.append(Reason(by=f"site {site}", words=f"{lead}it gave no answer about {_ABOUT[role]}"))
+            reasons.append(Reason(by=f"site {site}", words=f"{lead}it gave no answer about {ABOUT[role]}"))
         elif not decision.allowed:
             rules = f" (rule {', '.join(decision.rules)})" if decision.rules else ""
             words = str(decision)

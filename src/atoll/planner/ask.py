@@ -20,10 +20,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atoll.errors import Invalid, NotFound
+from atoll.planner.price import rounds
+from atoll.planner.terms import with_terms
 from atoll.spec.document import near_miss
 from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.job import EvaluateJob, Job, PredictJob, QueryJob, TrainJob
-from atoll.spec.policy import Crossing, CrossingKind, Decision, Request
+from atoll.spec.policy import Crossing, CrossingKind, Decision, Promise, Request
+from atoll.spec.sync import Sync
+from atoll.spec.user import User
+from atoll.spec.wire import clipped, noised
 
 Role = Literal["plan", "open", "code", "model_in", "query", "metric", "update", "model_out", "data"]
 Answers = Mapping[str, Mapping[Role, Decision]]  # site -> role -> what its policy said
@@ -53,14 +58,12 @@ class Question:
     request: Request
 
 
-def requests(
-    job: Job, fleet: Fleet, user: str, roles: tuple[str, ...], code: str | None
-) -> dict[str, tuple[Question, ...]]:
+def requests(job: Job, fleet: Fleet, user: User, code: str | None, region: str = "") -> dict[str, tuple[Question, ...]]:
     """Return the questions for each candidate site, sites by name, questions in the order stated above.
 
-    `code` is the digest of the bundle, None where the job brings none. Raises `NotFound` when no site has the
-    dataset, a named site does not exist or does not hold it, or a column is missing; `Invalid` for a column
-    that cannot be summed.
+    `code` is the digest of the bundle, None where the job brings none; `region` is where the hub is. Raises
+    `NotFound` when no site has the dataset, a named site does not exist or does not hold it, or a column is missing;
+    `Invalid` for a column that cannot be summed.
     """
     asked: dict[str, tuple[Question, ...]] = {}
     for site, needed in _candidates(job, fleet).items():
@@ -69,8 +72,9 @@ def requests(
         _check_columns(job, site, dataset)
         about = Request(
             action="plan",
-            user=user,
-            roles=roles,
+            user=user.name,
+            roles=user.roles,
+            projects=user.projects,
             site=site,
             owner=holder.owner,
             region=holder.region,
@@ -78,11 +82,21 @@ def requests(
             model=_model(job),
             job=job.name,
             job_kind=job.kind,
+            project=job.project,
             purpose=job.purpose,
             code=code or "",
         )
-        asked[site] = tuple(_question(role, about, job) for role in needed)
+        if isinstance(job, TrainJob) and "update" in needed:
+            about = about.model_copy(update={"promise": promised(job, job.sync, dataset)})
+        asked[site] = tuple(_question(role, about, job, region) for role in needed)
     return asked
+
+
+def promised(job: TrainJob, sync: Sync | None, dataset: Dataset) -> Promise:
+    """Return what a job does to hide a dataset under a sync, and under what the dataset's owner asks of its wire; None
+    for one that is not chosen yet."""
+    wire = with_terms(sync.wire if sync is not None else (), dataset.wire)
+    return Promise(job=job, noise=noised(wire), rounds=rounds(job.steps, sync.stride) if sync is not None else 0)
 
 
 def paired(site: str, questions: Sequence[Question], decisions: Sequence[Decision]) -> dict[Role, Decision]:
@@ -138,12 +152,14 @@ def _query(job: TrainJob) -> tuple[Role, ...]:
     return ("query",) if job.data.statistics else ()
 
 
-def _question(role: Role, about: Request, job: Job) -> Question:
+def _question(role: Role, about: Request, job: Job, region: str) -> Question:
     if role not in _CROSSINGS:
         return Question(role, about.model_copy(update={"action": role}))
     kind, direction = _CROSSINGS[role]
     dataset = about.dataset
-    sync = job.sync if isinstance(job, TrainJob) else None
+    # A plan adds to a wire what the dataset's owner asks for, so the question is about one that has it.
+    pinned = job.sync.wire if isinstance(job, TrainJob) and job.sync else ()
+    wire = with_terms(pinned, dataset.wire) if role == "update" and dataset else ()
     crossing = Crossing(
         kind=kind,
         direction=direction,
@@ -152,7 +168,10 @@ def _question(role: Role, about: Request, job: Job) -> Question:
         purpose=about.purpose,
         bytes=dataset.bytes if dataset and role == "data" else 0,
         rows=_rows(role, dataset),
-        wire=tuple(step.kind for step in sync.wire) if sync and role == "update" else (),
+        wire=tuple(step.kind for step in wire),
+        clip=clipped(wire),
+        noise=noised(wire),
+        region=region if direction == "out" else about.region,
     )
     return Question(role, about.model_copy(update={"action": "cross", "crossing": crossing}))
 

@@ -17,7 +17,8 @@ from atoll.spec.document import Document
 from atoll.spec.fleet import Fleet, Profile
 from atoll.spec.footprint import step_bytes
 from atoll.spec.job import TrainJob
-from atoll.spec.plan import Plan, Price, Sync
+from atoll.spec.plan import Plan, Price
+from atoll.spec.sync import Sync
 
 _SITES = (1, 4, 16)
 _NODES = (1, 3)

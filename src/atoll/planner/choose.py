@@ -15,9 +15,11 @@ from atoll.planner.layouts import TIE_SHARE, Choice, candidates, choose_layout, 
 from atoll.planner.points import Point, points
 from atoll.planner.price import Place, gather_price, places, price, rounds
 from atoll.planner.step import nodes_of
+from atoll.planner.terms import bound, reasons, wanted
 from atoll.spec.fleet import Fleet, Profile
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
-from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason, Sync
+from atoll.spec.plan import Candidate, Layout, Plan, Price, Reason
+from atoll.spec.sync import Sync
 from atoll.spec.task import beyond_arrays
 
 TIE_SECONDS = 1.0
@@ -53,7 +55,9 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
     layouts = {site: choice.layout for site, choice in choices.items()}
     at = places(layouts, fleet, profiles)
     gather = _gather(job, fleet, answers, layouts, at)
-    synced = [_candidate(job, point, layouts, at) for point in points(job, len(sites), gradients)]
+    terms = wanted(fleet, sites, job.data.dataset)
+    open_points = bound(points(job, len(sites), gradients), terms, len(sites), pinned=job.sync is not None)
+    synced = [_candidate(job, point, layouts, at) for point in open_points]
     chosen, considered = _take(job, synced)
     others = _other_layouts(job, fleet, layouts, profiles, chosen)
     sync = chosen.candidate.sync
@@ -68,6 +72,8 @@ def choose(job: TrainJob, fleet: Fleet, answers: Answers, profiles: Mapping[str,
         price=chosen.price,
         reasons=(
             _why(job, chosen, synced),
+            *reasons(sync, terms, job.sync),
+            *_unpromised(job),
             *_why_layouts(job, choices),
             *admitted.left_out,
             *guessed,
@@ -141,6 +147,8 @@ def _check_wait(sync: Sync | None, sites: int) -> None:
     if sync and sync.wait.count is not None and sync.wait.count > sites:
         wait = sync.wait
         raise Invalid(f"sync.wait.count: {wait.count} sites, and {sites} can train; set it to at most {sites}")
+    if sync and (words := sync.unfit(sites)):
+        raise Invalid(f"sync.{words}")
 
 
 def _check_fragments(sync: Sync | None, parameters: int) -> None:
@@ -167,6 +175,10 @@ def _check_gradients(job: TrainJob, profiles: Sequence[Profile]) -> bool:
         raise Invalid(f"sync.{words}")
     if job.layout and job.layout.ranks > 1:
         raise Invalid(f"layout: {job.layout.ranks} ranks share gradients, and a task of arrays has none; remove it")
+    if job.privacy:
+        raise Invalid(
+            "privacy: is of a step's gradients, and a task of arrays has none; remove it, or put noise on the wire"
+        )
     return False
 
 
@@ -287,6 +299,14 @@ def _ranks(layout: Layout) -> str:
     if not layout.plain:
         return spelled(layout)
     return "1 rank" if layout.ranks == 1 else f"{layout.ranks} ranks"
+
+
+def _unpromised(job: TrainJob) -> tuple[Reason, ...]:
+    """Return what of a job's data leaves beside its promise about rows."""
+    if job.privacy is None or not job.data.statistics:
+        return ()
+    words = "privacy: data.statistics leave the sites without noise, beside what is promised of each row"
+    return (Reason(by="the job", words=words),)
 
 
 def _why_layouts(job: TrainJob, choices: Mapping[str, Choice]) -> tuple[Reason, ...]:

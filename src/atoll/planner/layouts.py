@@ -31,9 +31,9 @@ def candidates(job: TrainJob, nodes: Sequence[Node], profile: Profile) -> tuple[
     """Return the layouts that these nodes could have, data parallel ones first and each kind by rising ranks.
 
     Data, shard and both together; tensor within a node and pipelines over nodes where the model brings a plan, each
-    with data and shard beside it. A task of arrays has one rank.
+    with data and shard beside it. A task of arrays has one rank, and so has one whose steps are private.
     """
-    if not profile.gradients:
+    if not profile.gradients or job.privacy is not None:
         return (Layout(),)
     devices = sum(len(node.devices) for node in nodes)
     found = [Layout(data=data) for data in degrees(min(devices, job.batch))]
@@ -165,9 +165,11 @@ def _lighter(job: TrainJob, layout: Layout) -> Iterator[tuple[dict[str, object],
     share, compute = math.ceil(job.batch / layout.shares), job.compute
     change: dict[str, object] = {}
     words: list[str] = []
-    wanted: list[tuple[str, object, str]] = [] if compute.checkpointing else [("checkpointing", True, "true")]
+    plain = job.privacy is None  # private steps take nothing else
+    wanted: list[tuple[str, object, str]] = []
+    wanted += [("checkpointing", True, "true")] if plain and not compute.checkpointing else []
     wanted += [("microbatches", share, str(share))] if share > compute.microbatches else []
-    wanted += [("precision", "bfloat16", "bfloat16")] if compute.precision == "float32" else []
+    wanted += [("precision", "bfloat16", "bfloat16")] if plain and compute.precision == "float32" else []
     for field, value, said in wanted:
         yield {field: value}, f"{field}: {said}"
     for field, value, said in wanted:

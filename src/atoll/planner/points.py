@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from atoll.spec.job import Optimiser, TrainJob
-from atoll.spec.plan import Outer, Reason, Sync
+from atoll.spec.plan import Layout, Reason
+from atoll.spec.privacy import beyond_private
+from atoll.spec.sync import Outer, Sync
 from atoll.spec.task import beyond_arrays
 
 FEDAVG_PERIODS = (5, 10, 20, 50)
@@ -25,13 +27,16 @@ class Point:
 def points(job: TrainJob, sites: int, gradients: bool = True) -> tuple[Point, ...]:
     """Return the points to consider for `sites` sites, by rising period; a pinned sync takes its own place first.
 
-    Where the task has no `gradients`, for it hands over arrays, points that need them are there, rejected.
+    Where the task has no `gradients`, for it hands over arrays, points that need them are there, rejected; so are those
+    that do not go with the promise about rows that a job makes.
 
     DiLoCo is for jobs whose inner optimiser is Adam or AdamW (Douillard et al., 2023); at its periods it stands in
     for FedAvg. Sites keep the state of an optimiser that has any: Adam begun anew every few steps converges badly.
     """
     free = (_alone(job),) if sites == 1 else (_every_step(job.optimiser), *_periods(job))
-    free = free if gradients else tuple(_of_arrays(point) for point in free)
+    free = free if gradients else tuple(_refused(point, beyond_arrays(point.sync)) for point in free)
+    if job.privacy is not None:
+        free = tuple(_refused(point, beyond_private(point.sync, Layout(), job.compute)) for point in free)
     if job.sync is None:
         return free
     pinned = Point(name(job.sync), job.sync)
@@ -46,8 +51,7 @@ def name(sync: Sync) -> str:
     return f"{sync.preset or f'{sync.exchange} exchange'}, period {sync.period}{parts}"
 
 
-def _of_arrays(point: Point) -> Point:
-    words = beyond_arrays(point.sync)
+def _refused(point: Point, words: str | None) -> Point:
     return replace(point, rejected=(*point.rejected, Reason(by="capability", words=words))) if words else point
 
 

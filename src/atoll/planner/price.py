@@ -10,7 +10,9 @@ P parameters, S sites, T steps, F fragments, k = period / F, R = ceil(T / k) rou
     b(n)       4 n, bfloat16 2 n, int8 n + 4 ceil(n / 1024), int4 ceil(n / 2) + 2 ceil(n / 64)    bytes
     link       L = max over sites of ROUND_TRIPS x latency + (down + up) / bandwidth              seconds
     hub        H = n (down + up) / HUB_BANDWIDTH, for the hub shares its link among n sites       seconds
-    transfer   X = R x (max(0, max(L, H) - delay x max over sites of s) + ROUND_SECONDS)          seconds
+    look       K = LOOK_SECONDS x p x (n with a bound + n (n - 1) / 2 x passes over pairs, of multi_krum one, of the
+               geometric median two)                                                              seconds
+    transfer   X = R x (max(0, max(L, H) + K - delay x max over sites of s) + ROUND_SECONDS)      seconds
     bytes      R x n x (down + up) + 4 P, the last for the first weights going up
     memory     max(4 P, M + 4 q x (start + delta)) + what the measured worker held beside its M   bytes a rank
     seconds    (C + X) x n / S
@@ -33,12 +35,17 @@ from atoll.planner.step import nodes_of, step_seconds
 from atoll.spec.fleet import Dataset, Fleet, Link, Node, Profile
 from atoll.spec.footprint import FLOAT_BYTES, kept, step_bytes
 from atoll.spec.job import TrainJob
-from atoll.spec.plan import Layout, Price, Sync, Transform
+from atoll.spec.plan import Layout, Price
+from atoll.spec.privacy import AT_ONCE
+from atoll.spec.sync import Sync
+from atoll.spec.wire import Transform
 
 _WHOLE = Layout()
 INT8_BLOCK = 1024  # parameters that share one float32 scale
 INT4_BLOCK = 64  # parameters that share one bfloat16 scale
 HUB_BANDWIDTH = 1e9  # bytes per second a hub on two cores receives, adds and sends
+LOOK_SECONDS = 1e-9  # of one element of an update, or of a pair of them, at the hub
+PASSES = {"multi_krum": 1, "geometric_median": 2}  # over all pairs of updates
 ROUND_TRIPS = 3  # assignment, weights, update
 ROUND_SECONDS = 1e-2  # the hub's journal and the start of a round in the workers
 
@@ -109,6 +116,12 @@ def round_bytes(parameters: int, sync: Sync) -> int:
     return down_bytes(exchanged, sync) + wire_bytes(math.ceil(exchanged / sync.fragments), sync)
 
 
+def look_seconds(parameters: int, sync: Sync, updates: int) -> float:
+    """Seconds that the hub takes to look at a round's whole updates, for their norms and how far they are apart."""
+    looks = updates * (sync.bound is not None) + updates * (updates - 1) // 2 * PASSES.get(sync.merge, 0)
+    return LOOK_SECONDS * math.ceil(parameters / sync.fragments) * looks
+
+
 def rank_memory(profile: Profile, job: TrainJob, layout: Layout = _WHOLE, control: bool = False) -> int:
     """Bytes a rank needs: what the model explains, and what the measured worker held beside that."""
     explained = step_bytes(profile, profile.layout, job.optimiser, job.compute, job.batch)
@@ -117,6 +130,8 @@ def rank_memory(profile: Profile, job: TrainJob, layout: Layout = _WHOLE, contro
     held = step_bytes(profile, layout, job.optimiser, job.compute, job.batch) + 2 * FLOAT_BYTES * kept(profile, layout)
     # Both control variates, their difference, and gradients summed in float64, of the whole model.
     more = 5 * FLOAT_BYTES * profile.parameters if control else 0
+    if job.privacy is not None:  # each example's own gradient
+        more += FLOAT_BYTES * profile.parameters * math.ceil(AT_ONCE * job.batch / job.compute.microbatches)
     return beside + max(FLOAT_BYTES * profile.parameters, held) + more
 
 
@@ -132,7 +147,7 @@ def price(job: TrainJob, sync: Sync, at: Sequence[Place]) -> Price:
     if sync.seconds is not None:
         compute = min(compute, trips * max(sync.seconds, step) * share)
     carried = max(max(place.link_seconds(size) for place in at), count * size / HUB_BANDWIDTH)
-    carried = max(0.0, carried - sync.delay * step)
+    carried = max(0.0, carried + look_seconds(parameters, sync, count) - sync.delay * step)
     transfer = trips * (carried + ROUND_SECONDS) * share
     return Price(
         seconds=compute + transfer,

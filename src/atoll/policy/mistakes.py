@@ -4,20 +4,25 @@ Cedar's messages carry no line, so the text is cut into its rules here; the cutt
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cedarpy
 
 from atoll.policy.schema import ACTIONS, CONTEXT, ENTITIES, parsed
 from atoll.spec.document import near_miss
+from atoll.spec.user import ROLES
 
 # An open string runs to the end of the text, which keeps the cutting linear.
 _SIGN = re.compile(r'//[^\n]*|"(?:\\.|[^"\\])*"?|[;\n()\[\]{}]|&&|\|\||[-+*!.]|[^-";\n()\[\]{}&|+*!./]+|.', re.DOTALL)
 _ID = re.compile(r'@id\s*\(\s*"((?:\\.|[^"\\])*)"\s*\)')
-_METHODS = ["contains", "containsAll", "containsAny", "isEmpty"]
+_COMPARING = ["lessThan", "lessThanOrEqual", "greaterThan", "greaterThanOrEqual"]  # of decimals
+_METHODS = ["contains", "containsAll", "containsAny", "isEmpty", *_COMPARING]
 _OPERATORS = {"&&", "||", "+", "-", "*", "!", "."}
 # Cedar's parser recurses and ends the process some hundred brackets down; rules may come from another party.
 _LONGEST_TEXT, _MOST_OPERATORS, _DEEPEST = 1 << 18, 150, 30
+APPROVABLE = ("submit", "promote", "deploy")  # what waits for a second person where a permit wants one
 _FOLLOWS = "unable to find an applicable action"  # Cedar adds it to a wrong name in the scope
 
 
@@ -104,6 +109,32 @@ def type_mistakes(text: str) -> list[str]:
         statement = cut[number] if number < len(cut) else Statement(1, "")
         found.append(_type_mistake(statement, message.removeprefix(f"for policy `{name}`, ")))
     return list(dict.fromkeys(found))
+
+
+def approval_mistakes(text: str, entries: Mapping[str, Any], party: str) -> list[str]:
+    """Return which rules have an `@approval` that nobody could give, or that nobody would ask for.
+
+    ``entries`` is the text in Cedar's JSON form.
+    """
+    found: list[str] = []
+    for entry, statement in zip(entries["staticPolicies"].values(), statements(text), strict=True):
+        said = entry.get("annotations", {}).get("approval", ...)
+        if said is ...:
+            continue
+        action = entry["action"]
+        named = [action["entity"]] if "entity" in action else action.get("entities", [])
+        roles = [part.strip() for part in (said or "").split(",")]
+        wrong = [role for role in roles if role not in ROLES]
+        if party != "hub":
+            found.append(f"{statement.place}: @approval is for a hub's rules; at a site write a forbid with conditions")
+        elif entry["effect"] != "permit":
+            found.append(f"{statement.place}: @approval is of a permit; a forbid forbids whoever approves")
+        elif not named or any(one["id"] not in APPROVABLE for one in named):
+            acts = ", ".join(APPROVABLE)
+            found.append(f"{statement.place}: @approval is for {acts}; name one or more of them as the rule's action")
+        elif wrong:
+            found.append(f"{statement.place}: @approval: there is no role {wrong[0]!r}{near_miss(wrong[0], [*ROLES])}")
+    return found
 
 
 def _syntax_mistake(statement: Statement) -> str | None:

@@ -6,7 +6,7 @@ refusal, and the little permits are kept.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,9 +14,11 @@ import cedarpy
 
 from atoll.policy.question import Outcome, Question
 from atoll.policy.words import Expression, deed, fact, paths, policy_json
+from atoll.spec.policy import Applied
 
 # A permit that fails on these is about something else: it explains less than one that fails on a value.
 _ABOUT = {"context.kind", "context.direction"}
+_CONTEXT = {"Var": "context"}
 _SHOWN = 3  # nearest permits named in one refusal
 
 
@@ -29,6 +31,7 @@ class Rule:
     reason: str
     scope: Expression
     conditions: tuple[Expression, ...]
+    approvers: tuple[str, ...] = ()  # it permits to two people only: the other one has one of these roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,28 @@ def rule_from_json(policy: Mapping[str, Any]) -> Rule:
         body: Expression = clause["body"] if clause["kind"] == "when" else {"!": {"arg": clause["body"]}}
         conditions += _conjuncts(body)
     scope = {part: policy[part] for part in ("principal", "action", "resource")}
-    return Rule(annotations["id"], policy["effect"], annotations.get("reason") or "", scope, tuple(conditions))
+    roles = tuple(part.strip() for part in (annotations.get("approval") or "").split(",") if part.strip())
+    return Rule(annotations["id"], policy["effect"], annotations.get("reason") or "", scope, tuple(conditions), roles)
+
+
+def seen_by(policies: Iterable[Mapping[str, Any]]) -> frozenset[str] | None:
+    """Return which attributes of the context the rules look at, from Cedar's JSON form; None for all of it."""
+    found = {name for policy in policies for name in _seen(policy["conditions"])}
+    return None if None in found else frozenset(name for name in found if name is not None)
+
+
+def _seen(node: Any) -> Iterator[str | None]:
+    if isinstance(node, list):
+        for one in cast("list[Any]", node):
+            yield from _seen(one)
+    elif isinstance(node, dict):
+        for key, value in cast("dict[str, Any]", node).items():
+            if key in (".", "has") and value["left"] == _CONTEXT:
+                yield value["attr"]
+            elif {key: value} == _CONTEXT:  # as a whole
+                yield None
+            else:
+                yield from _seen(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +96,21 @@ class Reasons:
         if not found:
             found = self._not_permitted(question)
         return tuple(rule for rule, _ in found if rule), tuple(words for _, words in found)
+
+    def account(self, question: Question) -> tuple[Applied, ...]:
+        """Return each rule whose first line fits the question, in the order of the text, and whether it applies."""
+        return tuple(
+            self._applied(rule, question) for rule in self.rules.values() if self._holds(None, question, rule.scope)
+        )
+
+    def _applied(self, rule: Rule, question: Question) -> Applied:
+        held = [(condition, self._holds(condition, question)) for condition in rule.conditions]
+        applies = all(holds for _, holds in held)
+        telling = [(condition, bool(holds)) for condition, holds in held if applies or not holds]
+        facts = [words for condition, holds in telling for words in self._facts(condition, holds, question)]
+        words = " and ".join(facts) or "it has no condition"
+        effect = "permit" if rule.effect == "permit" else "forbid"
+        return Applied(rule=rule.id, effect=effect, applies=applies, words=words)
 
     def _failure(self, error: str) -> tuple[str, str]:
         named = re.search(r"`(policy\d+)`: (.*)", error, re.DOTALL)

@@ -9,18 +9,23 @@ from functools import cache
 import cedarpy
 
 ENTITIES: dict[str, dict[str, str]] = {
-    "User": {"roles": "Set<String>"},
+    "User": {"name": "String", "roles": "Set<String>", "projects": "Set<String>"},
     "Dataset": {
         "name": "String",
         "site": "String",
         "owner": "String",
         "region": "String",
-        "purposes": "Set<String>",  # what the owner grants it for
+        "purposes": "Set<String>",  # what the owner grants it for now
+        "ended": "Set<String>",  # what it was granted for until a time that is past
+        "wire": "Set<String>",  # what its updates must pass through before they leave
+        "regions": "Set<String>",  # where what is learned from it may go; none: anywhere
+        "budget": "String",  # the unit of its privacy budget, "record" or "site"; "" where it has none
         "rows": "Long",
         "min_group": "Long",  # groups of fewer rows do not leave the site
     },
     "Model": {"name": "String"},  # without its version; Model::"heart@3" names one version
-    "Job": {"name": "String", "kind": "String"},
+    "Job": {"name": "String", "kind": "String", "project": "String"},
+    "Hub": {"part": "String"},  # "runs", "sites" or "users" where it is administered
 }
 
 CONTEXT: dict[str, str] = {
@@ -28,21 +33,36 @@ CONTEXT: dict[str, str] = {
     "kind": "String",  # of a crossing: update, metric, ...; else the job's: train, query, ...
     "direction": "String",  # "out" of the site or "in" to it; "" where nothing crosses
     "to": "String",  # who receives what crosses; "" where nothing crosses
+    "region": "String",  # where that receiver is, as it says; "" where nothing crosses or it did not say
     "code": "String",  # digest of the code bundle, "" where there is none
+    "approved": "Bool",  # whether the site's owner has approved that code; at a hub false
+    "signer": "String",  # by what name the site's owner trusts the key that signed it; "" for any other, and at a hub
+    "sandbox": "Bool",  # whether the site would run it in a sandbox; at a hub false
     "wire": "Set<String>",  # what the agent does to an update before it leaves
+    "lacks": "Set<String>",  # what the dataset's owner wants done to it and is not, or not as strictly
     "bytes": "Long",
     "rows": "Long",  # how many rows the smallest group in it stands for; 0 where that has no meaning
+    "privacy": "String",  # the unit that a run which trains on the dataset hides, "record" or "site"; "" for none
+    "epsilon": "decimal",  # of all of that run, rounded up; the largest decimal without a promise
+    "delta_one_in": "Long",  # its delta as one in so many, 100000 for 1e-5; 1 without a promise
+    "overdraws": "Set<String>",  # what of it does not fit into what is left of the dataset's budget
+    "by": "String",  # who asked for what is to be approved, or whose run is to be cancelled; "" elsewhere
 }
 
 ACTIONS: dict[str, tuple[str, ...]] = {
+    "view": ("Hub",),
     "submit": ("Job",),
+    "cancel": ("Job",),
     "plan": ("Dataset",),
     "open": ("Dataset",),
     "cross": ("Dataset", "Model", "Job"),
-    "release": ("Model",),
+    "release": ("Model", "Job"),
     "promote": ("Model",),
     "deploy": ("Model",),
     "export": ("Model",),
+    "approve": ("Model", "Job"),
+    "administer": ("Hub",),
+    "audit": ("Hub",),
 }
 
 

@@ -18,15 +18,27 @@ Expression = dict[str, Any]
 _LONGEST = 80  # characters of a value: other parties choose values, and reasons end up in logs and terminals
 _MOST = 8  # members of a list
 
-_CONTEXT_WORDS = {"to": "receiver", "code": "code", "bytes": "size in bytes"}
+_CONTEXT_WORDS = {
+    "by": "whoever asked for it",
+    "to": "receiver",
+    "region": "the receiver's region",
+    "code": "code",
+    "bytes": "size in bytes",
+    "delta_one_in": "delta as one in",
+}
 _DOING = {
+    "view": "viewing",
     "submit": "submitting",
+    "cancel": "cancelling",
     "plan": "planning with",
     "open": "opening",
     "release": "releasing",
     "promote": "promoting",
     "deploy": "deploying",
     "export": "exporting",
+    "approve": "approving",
+    "administer": "administering",
+    "audit": "auditing",
 }
 _ORDER = {
     "<": ("is smaller than", "is not smaller than"),
@@ -34,6 +46,9 @@ _ORDER = {
     ">": ("is larger than", "is not larger than"),
     ">=": ("is not smaller than", "is smaller than"),
 }
+
+
+_DECIMAL = {"lessThan": "<", "lessThanOrEqual": "<=", "greaterThan": ">", "greaterThanOrEqual": ">="}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,7 @@ def paths(expression: Any) -> list[str]:
         if isinstance(part, list):
             waiting += reversed(cast("list[Any]", part))
         elif isinstance(part, dict):
-            path = _path(cast("Expression", part))
+            path = attribute_path(cast("Expression", part))
             if path:
                 found.append(path)
             else:
@@ -90,12 +105,17 @@ def fact(condition: Expression, holds: bool, question: Question) -> str:
         words = _equality(operands, holds == (operator == "=="), question)
     elif operator in _ORDER:
         words = _order(operator, operands, holds, question)
+    elif operator in _DECIMAL:
+        words = _order(_DECIMAL[operator], dict(zip(("left", "right"), operands, strict=True)), holds, question)
     elif operator == "like":
         words = _likeness(operands, holds, question)
+    elif operator == "isEmpty":
+        words = _emptiness(attribute_path(operands["arg"]), holds, question)
     return words or _verbatim(condition, holds, question)
 
 
-def _path(expression: Expression) -> str:
+def attribute_path(expression: Expression) -> str:
+    """Return the attribute that an expression is, as in the rule: `context.rows`; "" for another expression."""
     inner = expression.get(".")
     if not isinstance(inner, dict):
         return ""
@@ -106,16 +126,19 @@ def _path(expression: Expression) -> str:
 
 def _term(expression: Expression, question: Question) -> Term | None:
     """Return an operand with its value, or None where only Cedar could compute it."""
-    path = _path(expression)
+    path = attribute_path(expression)
     if path:
         variable, _, attribute = path.partition(".")
         table = question.context if variable == "context" else question.attributes.get(variable, {})
-        return Term(path, _label(path, question), table[attribute]) if attribute in table else None
+        value = float(table[attribute]["__extn"]["arg"]) if path == "context.epsilon" else table.get(attribute)
+        return Term(path, _label(path, question), value) if attribute in table else None
     if "Value" in expression and not isinstance(expression["Value"], dict):
         return Term("", "", expression["Value"])
     if "Set" in expression:
         members = [_term(member, question) for member in expression["Set"]]
         return Term("", "", [member.value for member in members if member]) if all(members) else None
+    if "decimal" in expression and isinstance(text := expression["decimal"][0].get("Value"), str):
+        return Term("", "", float(text))
     return None
 
 
@@ -152,12 +175,8 @@ def _membership(operator: str, operands: Expression, holds: bool, question: Ques
     if operator != "contains":
         having = {"containsAny": ("has some of", "has none of"), "containsAll": ("has all of", "lacks some of")}
         return f"{_noun(group)} {having[operator][0 if holds else 1]} {_noun(member)}"
-    if group.path == "resource.purposes" and member.path == "context.purpose":
-        if not group.value:
-            return (
-                f"purpose {shown(member.value)} is not granted: {shown(question.resource['id'])} is granted for nothing"
-            )
-        return f"purpose {shown(member.value)} is {'' if holds else 'not '}among the granted {shown(group.value)}"
+    if member.path == "context.purpose" and group.path in ("resource.purposes", "resource.ended"):
+        return _purpose(group, member, holds, question)
     if group.path == "context.wire":
         kind = str(question.context["kind"])
         thing = f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}" if kind else "what crosses"
@@ -167,6 +186,38 @@ def _membership(operator: str, operands: Expression, holds: bool, question: Ques
         wire = [str(step) for step in group.value]
         return f"{thing} must pass through {member.value} before it {leaves}; the job's wire is {wire}"
     return f"{_noun(member)} is {'' if holds else 'not '}among {_noun(group)}"
+
+
+def _purpose(granted: Term, purpose: Term, holds: bool, question: Question) -> str:
+    dataset, name = shown(question.resource["id"]), shown(purpose.value)
+    if granted.path == "resource.ended" and not holds:
+        return f"no grant for purpose {name} has ended"
+    if end := question.notes.get("ended", {}).get(str(purpose.value)):
+        return f"the grant of {dataset} for purpose {name} ended on {end}"
+    if not granted.value:
+        return f"purpose {name} is not granted: {dataset} is granted for nothing"
+    return f"purpose {name} is {'' if holds else 'not '}among the granted {shown(granted.value)}"
+
+
+def _emptiness(path: str, empty: bool, question: Question) -> str | None:
+    if path == "context.lacks":
+        return _lacking(question)
+    if path == "context.overdraws":
+        return "; ".join(question.notes.get("overdraws", {}).values()) or "what it costs fits into the budget"
+    if path == "resource.regions":
+        kept = shown(question.attributes["resource"]["regions"])
+        return f"{shown(question.resource['id'])} is kept in {'no region' if empty else kept}"
+    return None
+
+
+def _lacking(question: Question) -> str:
+    """Say what a dataset's terms want of an update, and what its wire is."""
+    wanted, wire = question.notes.get("lacks", {}), [str(step) for step in question.context["wire"]]
+    lacks = [f"{step}{wanted.get(step, '')}" for step in question.context["lacks"]]
+    if not lacks:
+        return f"what crosses passes through all that {shown(question.resource['id'])} asks for"
+    whose = f"by the terms of {shown(question.resource['id'])}"
+    return f"an update must pass through {' and '.join(lacks)} before it leaves, {whose}; the job's wire is {wire}"
 
 
 def _roles(operator: str, group: Term, member: Term, holds: bool, question: Question) -> str:
@@ -195,6 +246,8 @@ def _order(operator: str, operands: Expression, holds: bool, question: Question)
     if terms is None:
         return None
     left, right = terms
+    if not question.context["privacy"] and {left.path, right.path} & {"context.epsilon", "context.delta_one_in"}:
+        return "the run promises no privacy"
     return f"{_noun(left)} {_ORDER[operator][0 if holds else 1]} {_noun(right)}"
 
 

@@ -89,6 +89,7 @@ class LineageTree(Document):
                 ),
             ),
             *self._metrics(),
+            *self._privacy(),
             *self._personal(),
             Branch(text=_line("code", self.code, f"{self.model.file}: {self.model.task}")),
             Branch(
@@ -108,6 +109,20 @@ class LineageTree(Document):
     def _personal(self) -> tuple[Branch, ...]:
         patterns = ", ".join(self.model.keep_local)
         return (Branch(text=f"not in it, for each site keeps its own: {patterns}"),) if patterns else ()
+
+    def _privacy(self) -> tuple[Branch, ...]:
+        """Return what is promised of the data that it was trained on, and what left the sites beside that."""
+        promised = any(one.guarantee is not None for one in self.model.promises)
+        plain = {"pooled statistics": self.model.statistics, "metrics": self.model.metrics}
+        bare = ", ".join(name for name, there in plain.items() if there)
+        beside = (Branch(text=f"not under it, for they have no noise: {bare}"),) if promised and bare else ()
+        masked = promised and self.origin.plan is not None and self.origin.plan.sync.masked
+        summed = (Branch(text="of the sum of all sites' updates, which alone was seen"),) if masked else ()
+        stated = self.model.stated()
+        if len(stated) == 1:
+            return (Branch(text=f"privacy: {stated[0]}", below=(*summed, *beside)),)
+        lines = tuple(Branch(text=words) for words in stated)
+        return (Branch(text="privacy", below=(*lines, *summed, *beside)),)
 
     def _metrics(self) -> tuple[Branch, ...]:
         scores = ", ".join(f"{name} {value:.4g}" for name, value in self.model.metrics.items())

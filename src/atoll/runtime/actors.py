@@ -25,11 +25,12 @@ from atoll.runtime import faults
 from atoll.runtime.local import PASSED
 from atoll.runtime.member import GRACE
 from atoll.runtime.piped import PipedGroup
+from atoll.runtime.sandbox import Grant
 from atoll.runtime.seat import Code
 from atoll.spec.document import canonical, sha256
 from atoll.spec.fleet import Executor, Node
-from atoll.spec.message import Open, Order
 from atoll.spec.model import Bundle
+from atoll.spec.order import Open, Order
 from atoll.spec.plan import Layout
 
 _READY = 60.0  # seconds that Ray has to start, or to let this site join
@@ -73,7 +74,11 @@ class Driver:
         except OSError as error:
             self._control.close()
             raise Unavailable(f"executor: Ray cannot be started ({error}); free memory or processes") from None
-        hello = {"executor": choice.model_dump(mode="json"), "devices": devices, "scratch": str(self._scratch)}
+        hello = {
+            "executor": choice.model_dump(mode="json", exclude_unset=True),
+            "devices": devices,
+            "scratch": str(self._scratch),
+        }
         self._control.send(json.dumps(hello).encode())
 
     def ready(self) -> dict[str, Any]:
@@ -275,6 +280,8 @@ def _code(folder: Path) -> Code:
 class RayExecutor:
     """Starts groups of actors; ``devices`` is the room of the Ray that it starts itself. Its log is in ``folder``."""
 
+    confined, refuses = False, ""  # Ray's own processes start them: a site that requires sandboxes has no such executor
+
     def __init__(self, choice: Executor, devices: int, folder: Path) -> None:
         """Begin to start Ray, or to join the cluster. Raises `Unavailable` when Ray is not installed."""
         if importlib.util.find_spec("ray") is None:
@@ -303,7 +310,7 @@ class RayExecutor:
     def warm(self) -> None:
         """Ray is on its way since this was made."""
 
-    def start(self, layout: Layout, folder: Path) -> ActorGroup:
+    def start(self, layout: Layout, folder: Path, grant: Grant | None = None) -> ActorGroup:
         folder.mkdir(parents=True, exist_ok=True)
         driver = self._running()
         with self._turn:

@@ -10,7 +10,7 @@ from atoll.boundary.channel import Bytes, FrameLike
 from atoll.errors import Invalid, LinkLost
 from atoll.outer.wire import CHUNK, Chunk, decode
 from atoll.runtime.frames import BLANK, Place, file_bytes, pieces, place_after, places
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 
 _PIECE = 1 << 20  # bytes
 

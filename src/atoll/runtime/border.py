@@ -17,6 +17,7 @@ from atoll.runtime.presence import Presence
 from atoll.runtime.state import State
 from atoll.spec.event import Answer, Crossed, Rejected
 from atoll.spec.policy import Crossing, CrossingKind, Request
+from atoll.spec.wire import clipped, noised
 
 
 class Border:
@@ -104,21 +105,28 @@ class Border:
                 "dataset": name,
                 "purpose": job.purpose,
                 "bytes": size,
+                "region": self._presence.region if direction == "out" else known.region,
+                "clip": clipped(state.plan.sync.wire) if kind == "update" and state.plan else 0.0,
+                "noise": noised(state.plan.sync.wire) if kind == "update" and state.plan else 0.0,
                 **more,
             }
         )
         request = Request(
             action="cross",
             user=state.user,
+            roles=state.roles,
+            projects=(job.project,),
             site=site,
             owner=known.owner if known else "",
             region=known.region if known else "",
             dataset=known.dataset(name) if known else None,
             job=job.name,
             job_kind=job.kind,
+            project=job.project,
             purpose=job.purpose,
             code=state.code or "",
             crossing=crossing,
+            guarantee=state.plan.promises.get(site) if state.plan else None,
         )
         crossing, decision = self._gate.judge(request)
         event = Crossed(crossing=crossing, decision=decision)

@@ -106,11 +106,11 @@ class Branches:
 
 
 def summable(state: State) -> bool:
-    """Tell whether updates of the current stage may be summed on their way. A median is of single updates, a buffer
-    waits for single ones, and control variates are counted one by one."""
+    """Tell whether updates of the current stage may be summed on their way: not where the merge takes single ones, and
+    a buffer waits for single ones."""
     if state.work != "train" or state.plan is None or state.rule == "buffer":
         return False
-    return state.plan.sync.merge in ("mean", "weighted_mean") and not state.plan.sync.control
+    return state.plan.sync.singles is None
 
 
 def on_way(tree: Tree, state: State, site: str, quarantine: Quarantine) -> tuple[Branch, ...]:

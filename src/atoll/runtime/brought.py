@@ -14,7 +14,8 @@ from atoll.spec.fleet import Dataset, Site
 from atoll.spec.job import QueryJob, TrainJob
 from atoll.spec.message import Parcel
 from atoll.spec.model import Signature, elements, fits
-from atoll.spec.plan import Sync, Transform
+from atoll.spec.sync import Sync
+from atoll.spec.wire import Transform
 
 _MODEL_LIMIT = 1 << 33  # elements of a model: 32 GiB in float32
 _CUT = 1 << 20  # examples that a task may cut one row into: a text becomes many windows

@@ -1,5 +1,6 @@
 """A job's code where it is run: laid out from a bundle whose digest was verified first."""
 
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -10,21 +11,29 @@ from atoll.errors import Corrupt, Invalid
 from atoll.spec.document import canonical, sha256
 from atoll.spec.model import Bundle
 
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # of another party: nothing else is used as a part of a path
+
 
 def laid_out(folder: Path, digest: str) -> bool:
     """Tell whether ``folder`` holds the very files of this digest; what ran there may have changed them."""
+    return read_bundle(folder, digest) is not None
+
+
+def read_bundle(folder: Path, digest: str) -> Bundle | None:
+    """Return the files in ``folder``; None where they are not those of this digest."""
     try:
         files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}
     except (OSError, UnicodeDecodeError):
-        return False
-    return sha256(canonical(Bundle(files=files))) == digest
+        return None
+    bundle = Bundle(files=files)
+    return bundle if sha256(canonical(bundle)) == digest else None
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> Path:
     """Lay verified code out in ``folder``, whole or not at all. Names with a path in them are `Invalid`."""
     for name in bundle.files:
-        if Path(name).name != name or name.startswith("."):
-            raise Invalid(f"code: {name!r} is not a plain file name; put the task's files side by side")
+        if not _FILE.fullmatch(name):
+            raise Invalid(f"code: {name[:100]!r} is not a plain file name; put the task's files side by side")
     shutil.rmtree(folder, ignore_errors=True)  # only ever called where what is there is not what should be
     part = folder.with_name(folder.name + f".part-{threading.get_ident()}")
     shutil.rmtree(part, ignore_errors=True)

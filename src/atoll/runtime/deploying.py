@@ -6,15 +6,17 @@ from typing import Protocol
 
 from atoll.data.catalogue import Catalogue
 from atoll.errors import AtollError, Invalid, NotFound, Unavailable
+from atoll.runtime.approvals import Approvals
 from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.desk import Parts
-from atoll.runtime.planning import ROLES
+from atoll.runtime.planning import asking
 from atoll.runtime.roster import Roster
 from atoll.spec.event import Deployed, Undeployed
 from atoll.spec.model import Bundle, Deployment, Model
-from atoll.spec.policy import Request
 from atoll.spec.pretrained import Pretrained
 from atoll.spec.run import DeploymentView
+from atoll.spec.user import Deploying as Wanted
+from atoll.spec.user import User
 
 
 class Deployer(Protocol):
@@ -37,13 +39,14 @@ class Deployer(Protocol):
 class Deploying:
     """One hub's deployments. In its ``folder`` their models' code is laid out, and pretrained files are listed."""
 
-    def __init__(self, deployer: Deployer, folder: Path, parts: Parts, roster: Roster) -> None:
+    def __init__(self, deployer: Deployer, folder: Path, parts: Parts, roster: Roster, approvals: Approvals) -> None:
         self._deployer, self._folder, self._roster = deployer, folder / "code", roster
+        self._approvals = approvals
         self._catalogue = Catalogue(folder)
         self._gate, self._conductor, self._models, self._blobs = parts.gate, parts.conductor, parts.models, parts.blobs
 
-    def deploy(self, deployment: Deployment, user: str) -> DeploymentView:
-        """Start a replica of a model; blocks until it answers or has failed."""
+    def deploy(self, deployment: Deployment, user: User) -> DeploymentView:
+        """Start a replica of a model; blocks until it answers or has failed. Raises as `Approvals.need`."""
         model = self._models.get(deployment.model)
         if model.keep_local:
             raise Invalid(
@@ -51,11 +54,17 @@ class Deploying:
                 "replica has the whole model; submit a predict job, which answers at a site with its own"
             )
         deployment = deployment.model_copy(update={"model": model.reference})
-        self._gate.ask(self._deploying(deployment, user), f"{model.reference} as {deployment.name}")
+        wanted = Wanted(deployment=deployment)
+        self._approvals.need(user, wanted, f"{model.reference} as {deployment.name}")
+        view = self.launched(deployment)
+        self._conductor.record(Deployed(deployment=deployment, user=user.name), actor=user.name)
+        return view
+
+    def launched(self, deployment: Deployment) -> DeploymentView:
+        """Start what may be deployed, for a caller that journals it. Raises `Unavailable`."""
         view = self._launch(deployment)
         if view.state == "failed":
             raise Unavailable(view.words)
-        self._conductor.record(Deployed(deployment=deployment, user=user), actor=user)
         return view
 
     def _launch(self, deployment: Deployment) -> DeploymentView:
@@ -79,13 +88,14 @@ class Deploying:
             )
         return found
 
-    def redeploy(self, user: str) -> list[DeploymentView]:
+    def redeploy(self, user: User) -> list[DeploymentView]:
         """Start what an earlier hub of this home had deployed; blocks until each answers or has failed."""
         return [self._again(deployment, user) for deployment in self._resting()]
 
-    def _again(self, deployment: Deployment, user: str) -> DeploymentView:
+    def _again(self, deployment: Deployment, user: User) -> DeploymentView:
         try:  # the rules may be others by now
-            self._gate.ask(self._deploying(deployment, user), f"{deployment.model} as {deployment.name}")
+            subject = f"{deployment.model} as {deployment.name}"
+            self._gate.ask(asking("deploy", user, deployment.model), subject, alone=False)  # two agreed to it before
             return self._launch(deployment)
         except AtollError as error:  # of one deployment: the others start all the same
             return DeploymentView(
@@ -97,13 +107,14 @@ class Deploying:
         started = {view.name for view in self._deployer.views()}
         return [deployment for name, deployment in sorted(self._roster.deployments.items()) if name not in started]
 
-    def _deploying(self, deployment: Deployment, user: str) -> Request:
-        return Request(action="deploy", user=user, roles=ROLES, model=deployment.model)
-
-    def undeploy(self, name: str, user: str) -> None:
+    def undeploy(self, name: str, user: User) -> None:
+        """Stop a deployment. Whoever may deploy a model may end that, alone."""
+        known = self._roster.deployments.get(name)
+        if known is not None:
+            self._gate.ask(asking("deploy", user, known.model), f"end of {name}", alone=False)
         if all(deployment.name != name for deployment in self._resting()):
             self._deployer.stop(name)
-        self._conductor.record(Undeployed(name=name, user=user), actor=user)
+        self._conductor.record(Undeployed(name=name, user=user.name), actor=user.name)
 
     def views(self) -> list[DeploymentView]:
         """Return what was deployed here, and what an earlier hub had deployed and nobody has started again."""

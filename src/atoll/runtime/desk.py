@@ -27,9 +27,14 @@ from atoll.runtime.quarantine import Quarantine
 from atoll.runtime.questions import Questions
 from atoll.runtime.state import State, spent
 from atoll.runtime.stock import Stock
+from atoll.runtime.sums import Sums
 from atoll.runtime.tree import Tree
+from atoll.runtime.witnessing import Witness
 from atoll.spec.event import (
     Broken,
+    Certified,
+    Disputed,
+    Expired,
     Planned,
     Quarantined,
     Refused,
@@ -49,8 +54,10 @@ from atoll.spec.message import (
     Refusal,
     Relayed,
     Release,
+    SumSaid,
     Unusable,
 )
+from atoll.spec.record import Attest, Attested, Cosigned
 from atoll.spec.run import SiteProgress
 
 log = logging.getLogger(__name__)
@@ -66,7 +73,9 @@ class Parts:
     models: Models
     folders: Folders
     changed: Callable[[str], None]  # this run's view has news
+    witness: Witness
     tree: Tree = field(default_factory=Tree)
+    region: str = "here"  # where the hub is
 
 
 class Desk:
@@ -76,12 +85,14 @@ class Desk:
         self._parts, self._conductor = parts, parts.conductor
         self.quarantine = Quarantine()
         self.tree = parts.tree
-        self.presence = Presence(parts.conductor, self.quarantine, parts.tree, parts.changed)
+        self.presence = Presence(parts.conductor, self.quarantine, parts.tree, parts.changed, parts.region)
         self._branches = Branches(parts.tree, self.presence.send, self)
         self.questions = Questions(self.presence)
+        self.sums = Sums(self.presence.send, self.presence.here, parts.conductor.post)
         self._border = Border(parts.gate, parts.conductor, self.presence)
         self._intake = Intake(parts.conductor, parts.folders, self._border, self.presence, self.quarantine, self._room)
         self._stock = Stock(parts.conductor, self._border, parts.blobs, parts.models, parts.folders)
+        self._disputed: set[str] = set()  # sites in quarantine for their journals
 
     def seen(self, entry: Entry) -> None:
         self._border.seen(entry)
@@ -93,15 +104,28 @@ class Desk:
                 self.presence.gather(event.run)
             case Rejected() if quarantined and not self._conductor.replaying:
                 self._conductor.post(quarantined)
+            case Expired(final=False) as event:
+                self.sums.lapsed(event.run, event.position)
             case Quarantined() as event:
                 self.presence.bar(event)
                 self._branches.lost(event.site, event.words)
             case Revoked() as event:
                 self._branches.close(event.site, "it was revoked")
             case SiteReleased() as event:
+                self._forget(event.site, event.site in self._disputed)
                 self.presence.release(event.site)
+            case Disputed() as event:
+                self._disputed.add(event.party)
+            case Certified() as event:
+                self._forget(event.site, event.token is not None)
             case _:
                 pass
+
+    def _forget(self, site: str, journal: bool) -> None:
+        """Believe the next that is seen of a site's ``journal``: a person looked into it, or the site joined anew."""
+        self._disputed.discard(site)
+        if journal and not self._conductor.replaying:
+            self._parts.witness.forget(site)
 
     def release(self, site: str, user: str) -> None:
         """Let a site out of quarantine. Raises `NotFound` for one that is not in it."""
@@ -161,8 +185,12 @@ class Desk:
                 self._heard_of(site, message)
 
     def _heard_of(self, site: str, message: Message) -> None:
-        """Take what a relay says of those behind it."""
+        """Take what is said of journals, and what a relay says of those behind it."""
         match message:
+            case Attest() | Attested() | Cosigned():
+                self._witness(site, message)
+            case SumSaid():
+                self.sums.heard(site, message)
             case Relayed():
                 self._branches.heard(site, message, self.quarantine.words(site))
             case Unusable() if self._takes_part(site, message.run) and message.run in self._conductor.here:
@@ -171,6 +199,18 @@ class Desk:
                 log.info("%s: brought a relay something for run %s, in which it has no part", site, message.run)
             case _:
                 raise Invalid(f"{site}: a message of kind {message.kind!r} is the hub's to send, not a site's")
+
+    def _witness(self, site: str, message: Attest | Attested | Cosigned) -> None:
+        """Show a site our journal and look at its own in turn. One that was changed has it given no more work."""
+        barred, witness = self.quarantine.words(site), self._parts.witness
+        judged = witness.heard(site, site, message)
+        asked = witness.ask(site) if isinstance(message, Attest) and not barred else None
+        for answer in (judged.answer, asked):
+            if answer is not None:
+                self.presence.send(site, answer)
+        if judged.dispute is not None and not barred:
+            words = f"{judged.dispute.words}; in quarantine until `atoll site release {site}`"
+            self._conductor.post(judged.dispute, Quarantined(site=site, words=words))
 
     def _takes_part(self, site: str, run: str) -> bool:
         state = self._conductor.states.get(run)

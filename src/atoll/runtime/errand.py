@@ -38,13 +38,13 @@ class Errand:
 
     def __init__(self, place: Place, run: str, before: "Errand | None" = None) -> None:
         self._run, self._before = run, before
+        self._inbox: queue.SimpleQueue[Assign | None] = queue.SimpleQueue()
         self._over, self._keep, self._made, self._home = threading.Event(), True, False, place.home
         self._folder, self._reports = RunFolder(place.home / "runs" / run), Reports(place)
         incoming = Incoming(place, self._folder, self._reports)
         self._ranks = Ranks(place, incoming, self._reports, self._over)
-        self._stages = Stages(place, self._folder, incoming, self._ranks, self._reports)
+        self._stages = Stages(place, self._folder, incoming, self._ranks, self._reports, self._wanted)
         self._short = False  # the disk was full when this was last tried
-        self._inbox: queue.SimpleQueue[Assign | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"errand-{run}")
         self._thread.start()
 
@@ -108,6 +108,10 @@ class Errand:
             log.error("run %s: its personal tensors cannot be kept yet (%s); %s", self._run, error, words)
             return
         self._folder.remove()
+
+    def _wanted(self) -> bool:
+        """Tell whether what is at work is still the newest that was asked for."""
+        return self._inbox.empty() and not self._over.is_set()
 
     def _newest(self, unfinished: Assign | None, wait: float) -> Assign | None:
         """Return the newest assignment, or None when the errand is over; with an unfinished one, after a while."""

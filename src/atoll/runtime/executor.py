@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.runtime.member import OnStep
-from atoll.spec.message import Order, Reply
+from atoll.runtime.sandbox import Grant
+from atoll.spec.order import Order, Reply
 from atoll.spec.plan import Layout
 
 
@@ -37,12 +38,18 @@ class Group(Protocol):
 
 
 class Executor(Protocol):
+    confined: bool  # whether its groups live in sandboxes
+    refuses: str  # why it must not be asked for any; "" where it may
+
     def warm(self) -> None:
         """Begin what a first group would wait for; returns at once. Nobody has to ask for it."""
         ...
 
-    def start(self, layout: Layout, folder: Path) -> Group:
-        """Start a layout's ranks with ``folder`` for their logs. Returns before they are ready for work."""
+    def start(self, layout: Layout, folder: Path, grant: Grant | None = None) -> Group:
+        """Start a layout's ranks with ``folder`` for their logs. Returns before they are ready for work.
+
+        Where they are ``confined`` the ``grant`` is all that they see.
+        """
         ...
 
     def close(self) -> None:

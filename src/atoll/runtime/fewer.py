@@ -2,7 +2,8 @@
 
 import logging
 
-from atoll.spec.message import Assign, Order, Probe, Train
+from atoll.spec.message import Assign
+from atoll.spec.order import Order, Probe, Train
 from atoll.spec.plan import Layout
 
 _ATTEMPTS = 3  # how often an order is given anew to fresh workers after a rank died

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from atoll.errors import Invalid, Unavailable
 from atoll.runtime.member import GRACE
 from atoll.spec.document import Document, parse_json
+from atoll.spec.sandbox import Limits
 
 LIMIT = 1 << 17  # bytes of one message, most of them a worker's environment
 MOST = 64  # file descriptors with one message
@@ -24,6 +25,7 @@ _LOADING = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLO
 _LOADED = 60.0  # seconds to import what a worker needs
 _FORKED = 30.0  # seconds to fork, of which the first for parts of a model has more to import
 _GROUP = 1 << 2  # pidfd_send_signal(2): to the group that the process led, whoever has its number now
+_NONE = Limits()
 _TICK = 0.05  # seconds that who waits for a worker's end keeps others from asking
 
 
@@ -34,6 +36,8 @@ class Birth(Document):
     environment: dict[str, str]
     parts: bool  # its group may be one whose ranks hold parts of a model, which need more to be imported
     files: int  # that come with it, of which a full table would lose some without a word
+    confined: bool  # the last of them is the room that it goes into before anything else
+    limits: Limits
 
 
 class Born(Document):
@@ -171,13 +175,29 @@ class Nursery:
     def gone(self) -> bool:
         return self._process.poll() is not None
 
-    def fork(self, words: Sequence[str], environment: Mapping[str, str], fds: Sequence[int]) -> Forked:
+    def fork(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        fds: Sequence[int],
+        room: int | None = None,
+        limits: Limits = _NONE,
+    ) -> Forked:
         """Have a worker forked; ``fds`` are its stdin, its reply pipe, its log, and more that it is to have.
 
+        It goes into the ``room``, where there is one: its life is that of who waits for it outside.
         Raises `Unavailable`, after which the nursery is gone: so is a worker that it forked too late, with its pipes.
         A nursery that can fork nobody is `hopeless`: another one would be, too.
         """
-        asked = Birth(words=tuple(words), environment=dict(environment), parts=self.parts, files=len(fds) + 1)
+        fds = [*fds, room] if room is not None else fds
+        asked = Birth(
+            words=tuple(words),
+            environment=dict(environment),
+            parts=self.parts,
+            files=len(fds) + 1,
+            confined=room is not None,
+            limits=limits,
+        )
         with self._turn:
             life, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:

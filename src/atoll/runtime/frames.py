@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from atoll.boundary.channel import Bytes, Frame, FrameLike
 from atoll.outer.wire import CHUNK, encoded_bytes
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 
 _HEADER = struct.Struct("<qqqq8s")  # element that a frame begins at, elements in it, bytes of its data and its scales
 _MARK = b"atollbit"  # no zero in it: of a header that is half written it is never there

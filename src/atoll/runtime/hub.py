@@ -3,9 +3,10 @@
 import fcntl
 import logging
 import threading
+import time
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -18,30 +19,38 @@ from atoll.policy.load import LivePolicy
 from atoll.registry.blobs import Blobs
 from atoll.registry.lineage import LineageTree
 from atoll.registry.models import Models
+from atoll.registry.signed import signer
 from atoll.runtime import faults, heap
+from atoll.runtime.approvals import Approvals
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.deploying import Deployer, Deploying
 from atoll.runtime.desk import Desk, Parts
 from atoll.runtime.embedded import Embedded
 from atoll.runtime.files import Folders
+from atoll.runtime.foreseeing import foreseen
 from atoll.runtime.machine import Command, Search
 from atoll.runtime.membership import Membership
 from atoll.runtime.performing import Performer
-from atoll.runtime.planning import ROLES, Planning, holders
+from atoll.runtime.planning import Planning, asking, holders
+from atoll.runtime.quotas import Quotas
 from atoll.runtime.record import Record
-from atoll.runtime.roster import Roster
+from atoll.runtime.roster import Roster, listed
 from atoll.runtime.state import State, spooled
 from atoll.runtime.sweeps import Sweeps, study_of
 from atoll.runtime.tree import Tree
+from atoll.runtime.users import Users
 from atoll.runtime.view import Views
-from atoll.spec.document import canonical, near_miss
-from atoll.spec.event import Aliased, Cancelled, Restarted, Submitted
+from atoll.runtime.witnessing import Witness
+from atoll.spec.document import canonical, digest, near_miss
+from atoll.spec.event import Aliased, Cancelled, Deployed, Event, Restarted, Submitted
 from atoll.spec.fleet import Fleet
 from atoll.spec.job import EvaluateJob, Job, PredictJob, QueryJob, TrainJob, run_name
 from atoll.spec.model import Bundle, Model
 from atoll.spec.plan import Plan
-from atoll.spec.policy import Request
+from atoll.spec.policy import Decision, Foreseen
 from atoll.spec.run import RunView, SiteView
+from atoll.spec.user import LOCAL, ApprovalView, Promotion, Submission, User, Wanted
+from atoll.spec.user import Deploying as DeploymentWanted
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +99,17 @@ class Hub:
             models=self._models,
             folders=self._folders,
             changed=self._views.changed,
+            witness=Witness(folder / "witness", self._journal),
             tree=tree,
+            region=self._membership.reach.region,
         )
         self._desk = Desk(parts)
-        self.deploying = Deploying(deployer, folder, parts, self._roster)
+        self.users = Users(self._conductor.record, self._gate)
+        self.quotas = Quotas(self._conductor.record, self._conductor.states)
+        self.approvals = Approvals(self._gate, self._conductor.record, self.users)
+        self.deploying = Deploying(deployer, folder, parts, self._roster, self.approvals)
         self._performer = Performer(parts, self._desk, self._views.decided)
-        self.record = Record(self._journal, self.home / "sites", self._views.borders, self._state)
+        self.record = Record(self._journal, self.home, self._views.borders, self.run)
         self._conductor.start()
         self._folders.sweep({run for run, state in self._conductor.states.items() if not state.over})
         self._server = self._listen(site_port or self._membership.reach.port, self._roster.port(folder))
@@ -111,7 +125,8 @@ class Hub:
     def _seen(self, entry: Entry) -> None:
         for view in (self._models.apply, self._roster.seen, self._membership.seen, self._views.seen, self._desk.seen):
             view(entry)
-        self._sweeps.seen(entry)
+        for fold in (self._sweeps, self.users, self.quotas, self.approvals):
+            fold.seen(entry)
 
     def _listen(self, asked: int, last: int) -> Door:
         """Open the port asked for, else the one of last time, which sites out there still dial, else a free one."""
@@ -147,28 +162,61 @@ class Hub:
 
     # --- jobs and runs ------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job, bundle: Bundle | None, user: str, run: str | None = None) -> str:
-        """Queue a job; it is journalled when this returns. Raises `Denied`, `Invalid`, `NotFound`.
+    def submit(self, job: Job, bundle: Bundle | None, user: User, run: str | None = None) -> str:
+        """Queue a job, or have it wait for another user's approval; it is journalled when this returns. Raises
+        `Denied`, `Invalid`, `NotFound`.
 
         Who may miss the answer names the `run` (by `run_name`): submitted twice under one name it is one run.
         """
         run = run or run_name(job)
         with self._once:
-            known = self._conductor.states.get(run)
-            if known is not None and (known.job, known.user) != (job, user):
+            known = self._known(run)
+            if known is not None and known != (job, user.name):
                 raise Invalid(f"run: {run!r} is a run of another job; choose another name, or let the hub choose")
             if known is None:
                 if isinstance(job, TrainJob) and job.sweep is not None:
                     study_of(job.sweep)
-                self._may_submit(user, job)
-                code = self._code(job, bundle)
-                here = holders(job, self.fleet())
-                self._conductor.record(Submitted(run=run, user=user, job=job, code=code, holders=here), actor=user)
+                decision = self._may_submit(user, job, run)
+                self.quotas.check(job.project, time.time())
+                wanted = Submission(run=run, job=job, code=self._code(job, bundle))
+                if decision.allowed:
+                    self._conductor.record(self._submitted(wanted, user), actor=user.name)
+                else:
+                    self.approvals.keep(user, wanted, decision)
         return run
 
-    def _may_submit(self, user: str, job: Job) -> None:
-        data = {"action": "submit", "user": user, "roles": ROLES, "job": job.name, "job_kind": job.kind}
-        self._gate.ask(Request.model_validate({**data, "purpose": job.purpose}), f"{job.kind} {job.name}")
+    def _known(self, run: str) -> tuple[Job, str] | None:
+        """Return the job and the user of a run that is, or was asked for."""
+        if (state := self._conductor.states.get(run)) is not None:
+            return state.job, state.user
+        asked = self.approvals.of_run(run)
+        return (asked.wanted.job, asked.user.name) if asked and isinstance(asked.wanted, Submission) else None
+
+    def _submitted(self, wanted: Submission, user: User) -> Submitted:
+        about = {"run": wanted.run, "job": wanted.job, "code": wanted.code}
+        return Submitted(user=user.name, roles=user.roles, holders=holders(wanted.job, self.fleet()), **about)
+
+    def _may_submit(self, user: User, job: Job, run: str | None = None, alone: bool = False) -> Decision:
+        return self._gate.ask(asking("submit", user, job), f"{job.kind} {job.name}", run, alone)
+
+    # --- what two people do -------------------------------------------------------------------------------------
+
+    def approve(self, approval: str, what: str, user: User) -> ApprovalView:
+        """Let happen what another user asked for. Raises as `Approvals.approve`."""
+        return self.approvals.approve(approval, what, user, self._carried)
+
+    @contextmanager
+    def _carried(self, wanted: Wanted, asker: User) -> Iterator[Event]:
+        match wanted:
+            case Submission():
+                with self._once:
+                    self.quotas.check(wanted.job.project, time.time())
+                    yield self._submitted(wanted, asker)
+            case Promotion():
+                yield self._aliased(self._models.get(wanted.model), wanted.alias, asker)
+            case DeploymentWanted():
+                self.deploying.launched(wanted.deployment)
+                yield Deployed(deployment=wanted.deployment, user=asker.name)
 
     def _code(self, job: Job, bundle: Bundle | None) -> str | None:
         """Store the job's code and return its digest; for a job about a model it is the model's own."""
@@ -178,22 +226,32 @@ class Hub:
             return None
         if bundle is None or job.task.file not in bundle.files:
             raise Invalid(f"task.file: {job.task.file!r} did not come with the job; submit it with its code")
+        signer(bundle)
         return self._blobs.put(canonical(bundle))
 
-    def plan(self, job: Job, bundle: Bundle | None, user: str) -> Plan:
+    def plan(self, job: Job, bundle: Bundle | None, user: User) -> Plan:
         """Plan a job without running it."""
         return self._planning(job, bundle, user)[1]
 
-    def _planning(self, job: Job, bundle: Bundle | None, user: str) -> tuple[Planning, Plan]:
+    def _planning(self, job: Job, bundle: Bundle | None, user: User) -> tuple[Planning, Plan]:
+        self._may_submit(user, job, alone=True)  # to plan with it, sites run its code
         code = self._code(job, bundle)
         size = self._blobs.size(code) if code is not None else 0
-        planning = Planning(self._desk, f"plan-{uuid.uuid4().hex[:8]}", job, (code, size), user)
+        planning = Planning((self._desk, self._gate), f"plan-{uuid.uuid4().hex[:8]}", job, (code, size), user)
         try:
             return planning, planning.plan()
         finally:
             planning.release()
 
-    def capacity(self, job: Job, bundle: Bundle | None, user: str, change: Change) -> tuple[Outlook, ...]:
+    def foresee(self, job: Job, bundle: Bundle | None, user: User) -> list[Foreseen]:
+        """Return what every policy would say to a job at each point. Nothing of it is kept, and no site runs it."""
+        if isinstance(job, EvaluateJob | PredictJob):
+            code = self._models.get(job.model).code
+        else:
+            code = digest(bundle) if bundle is not None else None
+        return list(foreseen(self._desk, self._gate, job, code, user))
+
+    def capacity(self, job: Job, bundle: Bundle | None, user: User, change: Change) -> tuple[Outlook, ...]:
         """Price the job's plan under other circumstances; the usual ones when nothing is to be otherwise."""
         if not isinstance(job, TrainJob):
             raise Invalid(f"kind: {job.kind!r}: capacity is about training jobs; give one of kind train")
@@ -203,10 +261,13 @@ class Hub:
         return (what_if(job, plan, planning.fleet, planning.profiles, change),)
 
     def runs(self) -> list[RunView]:
-        return [self._view(state) for state in list(self._conductor.states.values())]
+        wanted = [view for run in self.approvals.runs() if (view := self.approvals.run_view(run)) is not None]
+        return [*(self._view(state) for state in list(self._conductor.states.values())), *wanted]
 
     def run(self, run: str) -> RunView:
-        return self._view(self._state(run))
+        state = self._conductor.states.get(run)
+        waiting = self.approvals.run_view(run) if state is None else None
+        return waiting or self._view(self._state(run))
 
     def _state(self, run: str) -> State:
         states = self._conductor.states
@@ -231,11 +292,19 @@ class Hub:
         """Call ``tell`` after each change of a run's view, while in the context; `Views.watch` says what it may do."""
         return self._views.watch(run, tell)
 
-    def cancel(self, run: str, user: str) -> None:
+    def cancel(self, run: str, user: User) -> None:
         """End a run; nothing of it is published. A run that is over stays as it is. With a sweep its trials end."""
-        if not self._state(run).over:
-            trials = self._sweeps.left(run, f"its sweep was cancelled by {user}")
-            self._conductor.record(Cancelled(run=run, user=user), *trials, actor=user)
+        asked = self.approvals.of_run(run)
+        if asked is not None and run not in self._conductor.states:
+            if not self.run(run).over:
+                self.approvals.reject(asked.approval, asked.digest, user)
+            return
+        state = self._state(run)
+        if not state.over:
+            request = asking("cancel", user, state.job).model_copy(update={"by": state.user})
+            self._gate.ask(request, f"run {run}", run)
+            trials = self._sweeps.left(run, f"its sweep was cancelled by {user.name}")
+            self._conductor.record(Cancelled(run=run, user=user.name), *trials, actor=user.name)
 
     def resume(self) -> list[str]:
         """Go on with the runs that a hub left behind, under a higher epoch; `redeploy` does so with deployments."""
@@ -252,7 +321,8 @@ class Hub:
                 continue
             spool = self._folders.of(state.run).spool
             open_answers = [answer for answer in (*state.merging, *state.arrived) if answer.update is not None]
-            missing = [a.site for a in open_answers if not spool.holds(spooled(a), a.update or "")]
+            hidden = state.plan is not None and state.plan.sync.masked  # under masks that no site knows any more
+            missing = [a.site for a in open_answers if hidden or not spool.holds(spooled(a), a.update or "")]
             faults.reached("hub", "resuming", "run")
             self._conductor.record(Restarted(run=state.run, missing=tuple(missing)))
             resumed.append(state.run)
@@ -265,26 +335,14 @@ class Hub:
 
     def sites(self) -> list[SiteView]:
         """Return every site ever known, with whether it is here now."""
-        fleets = (self._desk.presence.fleet(), self._desk.presence.relays())
-        here = [self._roster.view(site, fleet.link(site.name)) for fleet in fleets for site in fleet.sites]
-        names = {view.name for view in here}
-        away = [self._away(view) for name, view in sorted(self._roster.sites.items()) if name not in names]
-        return [self._placed(view) for view in (*here, *away)]
+        return listed(self._roster, self._desk, self._embedded.words)
 
-    def _placed(self, view: SiteView) -> SiteView:
-        """Say of a site whether it is in quarantine, and where it is among relays."""
-        tree, quarantine = self._desk.tree, self._desk.quarantine.words(view.name)
-        place = {"relay": tree.is_relay(view.name), "behind": tree.behind(view.name) or ""}
-        return view.model_copy(update={"quarantine": quarantine, **place})
-
-    def _away(self, view: SiteView) -> SiteView:
-        """Say of a site of this home why it is not started again, where that is known."""
-        return view.model_copy(update={"words": self._embedded.words(view.name) or view.words})
-
-    def invite(self, site: str, hours: float = 24.0, relay: str = "", behind: str | None = None) -> str:
+    def invite(
+        self, site: str, hours: float = 24.0, relay: str = "", behind: str | None = None, user: str = LOCAL.name
+    ) -> str:
         """Return a one-time token with which a site joins: the hub, as a ``relay`` dialled there, or ``behind`` one.
         Only its digest is kept."""
-        return self._membership.invite(site, hours, self._server.port, relay, behind)
+        return self._membership.invite(site, hours, self._server.port, relay, behind, user)
 
     def revoke(self, site: str, user: str) -> None:
         """Shut a site out: its session ends now, and its certificate opens nothing any more."""
@@ -309,10 +367,13 @@ class Hub:
     def lineage(self, reference: str) -> LineageTree:
         return self._models.lineage(reference)
 
-    def promote(self, reference: str, alias: str, user: str) -> Model:
-        """Give a version an alias, such as champion; the alias moves from whichever had it."""
+    def promote(self, reference: str, alias: str, user: User) -> Model:
+        """Give a version an alias, such as champion; the alias moves from whichever had it. Raises `Unapproved` once
+        the request is kept for another user."""
         model = self._models.get(reference)
-        request = Request(action="promote", user=user, roles=ROLES, model=model.reference)
-        self._gate.ask(request, f"{model.reference} as {alias}")
-        self._conductor.record(Aliased(model=model.name, alias=alias, version=model.version, user=user), actor=user)
+        self.approvals.need(user, Promotion(model=model.reference, alias=alias), f"{model.reference} as {alias}")
+        self._conductor.record(self._aliased(model, alias, user), actor=user.name)
         return model
+
+    def _aliased(self, model: Model, alias: str, user: User) -> Aliased:
+        return Aliased(model=model.name, alias=alias, version=model.version, user=user.name)

@@ -9,11 +9,11 @@ from typing import BinaryIO
 import numpy as np
 
 from atoll.boundary.channel import Bytes, FrameLike
-from atoll.errors import Corrupt, Invalid
+from atoll.errors import Corrupt, Denied, Invalid
 from atoll.outer.down import follow, in_changes
 from atoll.outer.wire import CHUNK, Chunk, decode, encoded_bytes
 from atoll.registry.weights import head
-from atoll.runtime.bundle import gathered, laid_out, write_bundle
+from atoll.runtime.bundle import gathered, read_bundle, write_bundle
 from atoll.runtime.disk import mapped
 from atoll.runtime.kept import RunFolder
 from atoll.runtime.place import Place
@@ -36,15 +36,35 @@ class Incoming:
         """Return the folder of the job's code, fetched once for each digest and verified before it is written."""
         assert a.code is not None, "a stage with a worker comes with code"
         folder = self._place.home / "code" / a.code.removeprefix("sha256:")
-        if laid_out(folder, a.code):
+        found = read_bundle(folder, a.code)
+        asked = Parcel(run=a.run, purpose="code", size=0, digest=a.code)
+        request = self._place.crossing(a, "code", out=False, size=a.code_bytes, digest=a.code)
+        if self._place.to_be_read(request):
+            self._read(a, self._taken(a, self._place.gate.fetch_to_read(asked, request)) if found is None else found)
+        if found is not None:
+            self._place.allow_code(a)  # it came for another run, and its owner may have thought better of it
             return folder
         request = self._place.crossing(a, "code", out=False, size=a.code_bytes, digest=a.code)
-        asked = Parcel(run=a.run, purpose="code", size=0, digest=a.code)
-        parcel, frames = self._place.gate.fetch(asked, request)
+        return write_bundle(self._taken(a, self._place.gate.fetch(asked, request)), folder)
+
+    def _read(self, a: Assign, bundle: Bundle) -> None:
+        """Keep code for the owner to read. Raises `Denied` where it may not run, whoever signed it, before it is."""
+        assert a.task is not None, "code comes with the name of its task"
+        self._place.reviews.meet(bundle)
+        try:
+            self._place.allow_code(a)
+        except Denied as error:
+            self._place.reviews.keep(bundle, f"{a.task.file}:{a.task.name}", a.job.name, a.user)
+            mend = f"it is kept there to be read, and its owner lets it run by: atoll site approve {a.code}"
+            raise Denied(f"{error}; {mend}") from None
+
+    def _taken(self, a: Assign, come: tuple[Parcel, Iterator[FrameLike]]) -> Bundle:
+        """Return code as it comes, verified."""
+        parcel, frames = come
         data = gathered(frames, min(parcel.size, _BUNDLE_LIMIT))
         if sha256(data) != a.code:
-            raise Corrupt(f"code of run {a.run}: its digest is not {a.code[:19]}...; submit the job again")
-        return write_bundle(parse_json(Bundle, data, "code"), folder)
+            raise Corrupt(f"code of run {a.run}: its digest is not {str(a.code)[:19]}...; submit the job again")
+        return parse_json(Bundle, data, "code")
 
     def weights(self, a: Assign) -> Path:
         """Return a file with the flat weights of the assignment, fetched when the last ones are others.

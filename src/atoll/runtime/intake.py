@@ -122,7 +122,7 @@ class Intake:
         # Before the first byte is taken: what is compressed may turn out smaller, and is journalled as what it was.
         crossed = [self._decided(state, one, kind, most if one is answer else 0, kinds(wire)) for one in answers]
         signature = answer.signature if state.work == "initialise" else state.signature
-        plain, (first, _) = set(kinds(wire)) <= {"clip"}, span(state, answer)
+        plain, (first, _) = set(kinds(wire)) <= {"clip", "noise"}, span(state, answer)
         work = str(state.work)
 
         def coming(offset: int) -> Iterator[FrameLike]:

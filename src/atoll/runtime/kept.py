@@ -25,6 +25,7 @@ from atoll.runtime.disk import BOOT, appearing, file_crc, mapped
 from atoll.runtime.spares import Spares
 from atoll.spec.document import Name, canonical, sha256
 
+WORK = "work"  # the folder in a run's, in which its workers write
 _SPARES = 3  # files to be written over: weights, and with feedback an update and what it lost
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -66,6 +67,7 @@ class Kept:
     pace: dict[str, Any] | None = None  # of its newest steps, as it is told
     token: str = field(default_factory=lambda: secrets.token_hex(16))  # names the file that is sent, and no other
     boot: str = BOOT  # the start of the machine that it was written in
+    private: int = 0  # steps of the run's private mechanism so far, of all that it can rest on; 0: it promises nothing
 
 
 class RunFolder:
@@ -168,7 +170,12 @@ class RunFolder:
 
     def checkpoint(self, position: int) -> Path:
         """Return the folder in which the workers keep what they have of a round under way, for others to go on from."""
-        return self.path / f"round-{position}"
+        return self.work / f"round-{position}"
+
+    @property
+    def work(self) -> Path:
+        """The only folder of this machine that a run's workers write to. Nothing in it is believed as it lies there."""
+        return self.path / WORK
 
     def last_state(self, position: int) -> Path | None:
         """Return the optimiser's state after the newest marked round before ``position``.
@@ -260,6 +267,10 @@ class RunFolder:
         for path in (self._mark_file(position), self.update(position), self.wire(position), self.residual(position)):
             self._drop(path)
 
+    def private(self) -> int:
+        """Return how many steps of the run's private mechanism what is kept can rest on."""
+        return max((mark.private for _, mark in self._marks()), default=0)
+
     def keep(self, position: int, kept: Kept) -> None:
         """Mark the update of this position as whole; it is written before its mark.
 
@@ -303,13 +314,13 @@ class RunFolder:
         The state that it began from stays with the one that it made, so that it could be done again. What it was
         corrected by stays, with its mark, until the next one is encoded: the hub may go on without this one.
         """
-        files = list(self._files("state", "local", "update", "round"))
+        for _, _, path in self._files("round", folder=self.work):  # of rounds that the hub ended without this site
+            shutil.rmtree(path, ignore_errors=True)
+        files = list(self._files("state", "local", "update"))
         marks = [number for _, number, path in files if path.suffix == ".json" and number < position]
         before = max((number for number in marks if self._mark(number) is not None), default=position)
         for kind, number, path in files:
             match kind:
-                case "round":  # of rounds that the hub ended without this site
-                    shutil.rmtree(path, ignore_errors=True)
                 case "update":
                     needed = number >= before or self.residual(number).exists() or self.control(number).exists()
                     if number < position and not (needed and path == self._mark_file(number)):
@@ -326,13 +337,15 @@ class RunFolder:
         found = [(number, self._mark(number)) for _, number, path in self._files("update") if path.suffix == ".json"]
         return [(number, mark) for number, mark in found if mark is not None]
 
-    def _files(self, *kinds: str) -> Iterator[tuple[str, int, Path]]:
+    def _files(self, *kinds: str, folder: Path | None = None) -> Iterator[tuple[str, int, Path]]:
         """Yield the files of these kinds, each with its kind and its position. One look at the folder: a small round
-        would notice more."""
-        for name in os.listdir(self.path) if self.path.is_dir() else ():
+        would notice more. In the one that workers write to there may be anything."""
+        folder = folder or self.path
+        for name in os.listdir(folder) if folder.is_dir() else ():
             kind, _, rest = name.partition("-")
-            if kind in kinds and not name.endswith(".spare"):
-                yield kind, int(rest.partition(".")[0]), self.path / name
+            position = rest.partition(".")[0]
+            if kind in kinds and not name.endswith(".spare") and position.isdecimal():
+                yield kind, int(position), folder / name
 
     def _mark(self, position: int) -> Kept | None:
         try:

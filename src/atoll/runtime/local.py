@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -10,17 +11,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from atoll.errors import Unavailable
-from atoll.runtime import faults
+from atoll.runtime import faults, sandbox
 from atoll.runtime.forked import Nursery, code_of
-from atoll.runtime.member import GRACE, Rank
+from atoll.runtime.member import GRACE, OnStep, Rank
 from atoll.runtime.piped import SILENCE, PipedGroup
 from atoll.runtime.rescue import rescue
+from atoll.runtime.sandbox import Grant, Room
+from atoll.spec.order import Order, Reply
 from atoll.spec.plan import Layout
+from atoll.spec.sandbox import Limits, Mode
 
 # Nothing of the agent's environment reaches user code but what a Python process needs to run.
 PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "HOME")
@@ -98,6 +102,7 @@ class Process:
     orders: int  # file descriptors
     replies: int
     rest: bytes = b""
+    confined: bool = False  # and what lives outside of the sandbox only waits for the one that computes
 
     def ended(self) -> bool:
         return self.life.ended()
@@ -114,12 +119,18 @@ class Process:
 
     def computed(self) -> float | None:
         try:
-            words = Path(f"/proc/{self.life.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # another system; a rank is then silent only when it ends
+            pid = self._inside() if self.confined else self.life.pid
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (OSError, ValueError):  # another system; a rank is then silent only when it ends
             return None
         if words[0] == "D":  # it waits for a disk, perhaps with Python's lock: that is no silence
             return -time.monotonic()
         return (int(words[11]) + int(words[12])) / _CLOCK  # proc(5): user and system time
+
+    def _inside(self) -> int:
+        """Return the number of the process in the sandbox. Raises `OSError` or `ValueError` where nobody tells."""
+        only = self.life.pid
+        return int(Path(f"/proc/{only}/task/{only}/children").read_text())
 
     def kill(self) -> None:
         self.life.kill()
@@ -139,20 +150,39 @@ def environment() -> dict[str, str]:
     return passed | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What holds a worker: a sandbox, where there is one, and limits."""
+
+    room: Room | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
 def start(
-    words: Sequence[str], log: Path, more: Mapping[str, str], fds: Sequence[int] = (), nursery: Nursery | None = None
+    words: Sequence[str],
+    log: Path,
+    more: Mapping[str, str],
+    fds: Sequence[int] = (),
+    nursery: Nursery | None = None,
+    bounds: Bounds = Bounds(),
 ) -> Process:
     """Start a worker process here: ``words`` begin its command line, ``more`` is added to its environment.
 
     The numbers of its reply pipe and of ``fds``, which stay the caller's, end its command line. It is forked by the
     ``nursery`` where there is one and it can. Raises `OSError`.
     """
+    room = bounds.room.pidfd if bounds.room is not None else None
+    found = {**environment(), **(sandbox.homeless() if room is not None else {}), **more}
+    process = None
     if nursery is not None:
         try:
-            return _begin(log, fds, lambda files: nursery.fork(words, {**environment(), **more}, files))
+            process = _begin(log, fds, lambda files: nursery.fork(words, found, files, room, bounds.limits))
         except Unavailable as error:
             _log.warning("%s; this worker is started by itself, and imports what it needs", error)
-    return _begin(log, fds, lambda files: _started(words, {**environment(), **more}, files))
+    if process is None:
+        process = _begin(log, fds, lambda files: _started(words, found, files, room, bounds.limits))
+    process.confined = room is not None
+    return process
 
 
 def _begin(log: Path, fds: Sequence[int], begin: Callable[[Sequence[int]], Life]) -> Process:
@@ -173,15 +203,21 @@ def _begin(log: Path, fds: Sequence[int], begin: Callable[[Sequence[int]], Life]
     return Process(life, orders, replies)
 
 
-def _started(words: Sequence[str], environment: Mapping[str, str], files: Sequence[int]) -> Started:
+def _started(
+    words: Sequence[str], environment: Mapping[str, str], files: Sequence[int], room: int | None, limits: Limits
+) -> Started:
     told, said, output, *fds = files
+    python = [sys.executable, "-P", "-m"]
+    line = [*python, "atoll.runtime.worker"]
+    if room is not None or limits != Limits():
+        line = [*python, "atoll.runtime.entering", limits.model_dump_json(), "-" if room is None else str(room)]
     return Started(
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "atoll.runtime.worker", *words, *map(str, (said, *fds))],
+            [*line, *words, *map(str, (said, *fds))],
             stdin=told,
             stdout=output,
             stderr=output,
-            pass_fds=(said, *fds),
+            pass_fds=(said, *fds, *(() if room is None else (room,))),
             env=environment,
             start_new_session=True,  # Ctrl-C is the agent's to handle
         )
@@ -221,15 +257,22 @@ class Mirrors:
 
 
 class LocalGroup(PipedGroup):
-    """Processes of this machine, and the memory by which one takes another's place."""
+    """Processes of this machine, the sandbox that they are in, and the memory by which one takes another's place."""
 
     mirrors: Mirrors
+    room: Room | None = None
+    longest = math.inf  # seconds that an order may take, whatever whoever gives it would wait
+
+    def order(self, order: Order, timeout: float, on_step: OnStep | None = None) -> Reply:
+        return super().order(order, min(timeout, self.longest), on_step)
 
     def rest(self) -> None:
         self.mirrors.empty()
 
     def close(self) -> None:
         super().close()
+        if self.room is not None:  # first: whatever user code left behind in it writes nowhere any more
+            self.room.close()
         if self.unfinished is not None:
             self.mirrors.save(self.unfinished)
             self.unfinished = None
@@ -239,9 +282,15 @@ class LocalGroup(PipedGroup):
 class LocalExecutor:
     """Starts groups of processes on this machine, forked from one nursery where that can be."""
 
-    def __init__(self, silence: float = SILENCE) -> None:
-        """``silence`` is how many seconds without a sign of life make a rank a lost one."""
+    def __init__(self, silence: float = SILENCE, mode: Mode = "off", limits: Limits = Limits()) -> None:  # noqa: B008
+        """``silence`` is how many seconds without a sign of life make a rank a lost one; ``mode`` says whether groups
+        live in sandboxes. Where they must and cannot, `refuses` says so, and nobody should start any."""
         self._silence, self._turn = silence, threading.Lock()
+        why = sandbox.missing() if mode != "off" else ""
+        self.confined, self._limits = mode != "off" and not why, limits
+        self.refuses = f"sandbox: it is required here, and there is none: {why}" if mode == "required" and why else ""
+        if mode == "on" and why:
+            _log.warning("sandbox: workers run without one: %s", why)
         self._nursery: Nursery | None = None
         self._closed = not hasattr(os, "pidfd_open")  # where there are none (all but Linux) workers are started
 
@@ -264,8 +313,12 @@ class LocalExecutor:
                     _log.warning("nursery: it cannot be started (%s); each worker imports what it needs", error)
             return self._nursery
 
-    def start(self, layout: Layout, folder: Path) -> PipedGroup:
+    def start(self, layout: Layout, folder: Path, grant: Grant | None = None) -> PipedGroup:
         folder.mkdir(parents=True, exist_ok=True)
+        room = None
+        if self.confined:
+            assert grant is not None, "who asks for workers that see nothing else says what they are to see"
+            room = Room(grant, self._limits)
         nursery = self._running()
         if nursery is not None and not layout.plain:
             nursery.parts = True
@@ -274,13 +327,15 @@ class LocalExecutor:
         def begin(place: int) -> Process:
             log, more = folder / f"worker-{place}.log", faults.handed_on("worker")
             try:
-                return start((), log, more, mirrors.of(place), self._running())
+                return start((), log, more, mirrors.of(place), self._running(), Bounds(room, self._limits))
             except OSError as error:
                 raise Unavailable(f"worker: cannot be started ({error}); free memory or processes") from None
 
         ranks: list[Rank] = []
-        group = LocalGroup(ranks, folder / f"meeting-{uuid.uuid4().hex}", self._silence, begin)
-        group.mirrors = mirrors
+        where = grant.folder if room is not None and grant is not None else folder
+        group = LocalGroup(ranks, where / f"meeting-{uuid.uuid4().hex}", self._silence, begin)
+        group.mirrors, group.room = mirrors, room
+        group.longest = self._limits.order_seconds or math.inf
         try:
             ranks.extend(begin(place) for place in range(layout.ranks))
         except Unavailable:

@@ -84,7 +84,8 @@ Next = tuple[State, list[Command]]
 
 def begin(event: Submitted) -> Next:
     """Return the state a submitted job starts in."""
-    state = State(run=event.run, job=event.job, user=event.user, code=event.code, holders=event.holders)
+    state = State(run=event.run, job=event.job, user=event.user, roles=event.roles, code=event.code)
+    state = replace(state, holders=event.holders)
     if state.sweep is not None:
         return replace(state, phase="running"), [Search()]
     return replace(state, trial=event.trial), [MakePlan()]

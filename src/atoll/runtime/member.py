@@ -8,13 +8,13 @@ from typing import Protocol
 
 from atoll.errors import Invalid, TaskFailed, Unavailable
 from atoll.spec.document import parse_json
-from atoll.spec.message import Order, Reply
+from atoll.spec.order import Order, Reply
 from atoll.spec.pace import Pace
 
 GRACE = 3.0  # seconds a rank has to end by itself
 BEATS = 4  # signs of life in the time after which a rank without one is lost
 _BUSY = 0.05  # of its time that a rank computes which is at work, though it says nothing
-_REPLY_LIMIT = 64 << 20  # bytes of one reply
+_REPLY_LIMIT = 8 << 20  # bytes of one reply, which is gathered piece by piece
 OnStep = Callable[[int, Pace | None], None]
 
 

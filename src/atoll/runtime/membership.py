@@ -16,6 +16,7 @@ from atoll.runtime.tree import Tree
 from atoll.spec.document import parse, read_yaml, write_yaml
 from atoll.spec.event import Certified, Event, Invited, Revoked
 from atoll.spec.fleet import Reach
+from atoll.spec.user import LOCAL
 
 log = logging.getLogger(__name__)
 _DIALLED = re.compile(r"[A-Za-z0-9.:\[\]-]{1,253}:[0-9]{1,5}")
@@ -58,7 +59,9 @@ class Membership:
             case _:
                 pass
 
-    def invite(self, site: str, hours: float, port: int, relay: str = "", behind: str | None = None) -> str:
+    def invite(
+        self, site: str, hours: float, port: int, relay: str = "", behind: str | None = None, user: str = LOCAL.name
+    ) -> str:
         """Return a one-time token with which a site joins. Only its digest is kept.
 
         ``relay`` is the HOST:PORT at which others will dial it, for a site that is to be a relay; ``behind``, the relay
@@ -75,7 +78,8 @@ class Membership:
         ticket = self.registrar.invite(site, address)
         opens = f"tls://{site}@{relay}" if relay else ""
         expires = time.time() + hours * 3600
-        self._record(Invited(site=site, token=ticket.invitation, expires=expires, relay=opens, behind=behind))
+        invited = Invited(site=site, token=ticket.invitation, expires=expires, relay=opens, behind=behind)
+        self._record(invited, actor=user)
         return ticket.token()
 
     def revoke(self, site: str, user: str) -> None:

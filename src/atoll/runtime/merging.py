@@ -1,6 +1,6 @@
 """What a stage's answers become: pooled statistics, the next weights, metrics, a query's rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from itertools import groupby
 
@@ -13,8 +13,10 @@ from atoll.outer.down import in_changes
 from atoll.outer.merge import Update, stale
 from atoll.outer.metrics import merge_totals
 from atoll.outer.optimiser import State as OuterState
+from atoll.outer.secret import Hidden
 from atoll.outer.wire import CHUNK
 from atoll.runtime import faults
+from atoll.runtime.concealing import weight_of
 from atoll.runtime.files import RunFiles
 from atoll.runtime.state import State, spooled
 from atoll.spec.event import Answer, Merged, Result
@@ -22,10 +24,13 @@ from atoll.spec.job import QueryJob
 from atoll.spec.model import elements, with_control
 
 
-def merged(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
-    """Combine a stage's answers into the event that opens the next one. A pure function but for ``files``."""
+def merged(state: State, answers: Sequence[Answer], files: RunFiles, hidden: Hidden | None = None) -> Merged:
+    """Combine a stage's answers into the event that opens the next one. A pure function but for ``files``.
+
+    ``hidden`` is what a train stage's sum is under; raises `Corrupt` when it is no sum then.
+    """
     assert state.work is not None
-    made = _MERGES[state.work](state, answers, files)
+    made = _train(state, answers, files, hidden) if hidden is not None else _MERGES[state.work](state, answers, files)
     sites = tuple(answer.site for answer in answers)
     return made.model_copy(update={"run": state.run, "position": state.position, "sites": sites})
 
@@ -56,7 +61,7 @@ def _initialise(state: State, answers: Sequence[Answer], files: RunFiles) -> Mer
     return _merged(weights=files.put_weights(vector, signature), signature=signature)
 
 
-def _train(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
+def _train(state: State, answers: Sequence[Answer], files: RunFiles, hidden: Hidden | None = None) -> Merged:
     assert state.plan is not None
     assert state.weights is not None
     sync = state.plan.sync
@@ -65,7 +70,10 @@ def _train(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
     with ExitStack() as open_updates:
         low, high = sync.span(len(start), state.version)
         shared = [list(together) for _, together in groupby(sorted(answers, key=spooled), key=spooled)]
-        updates = [_update(state, together, high - low, files, open_updates) for together in shared]
+        if hidden is None:
+            updates = [_update(state, together, high - low, files, open_updates) for together in shared]
+        else:
+            updates = [_sum(state, answers, high - low, files, open_updates, hidden)]
         step = Advance(sync, start, updates, before, len(answers) / len(state.plan.sites))
         change = open_updates.enter_context(files.changes.writing()) if in_changes(sync) else None
         # Its threads end before the updates are closed.
@@ -76,7 +84,7 @@ def _train(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:
     losses = [(answer.loss, answer.examples) for answer in answers if answer.loss is not None and answer.examples]
     loss = sum(value * count for value, count in losses) / sum(count for _, count in losses) if losses else None
     faults.reached("hub", "merging", "weights")
-    return _merged(weights=digest, outer=files.put_outer(step.state), loss=loss)
+    return _merged(weights=digest, outer=files.put_outer(step.state), loss=loss, outliers=step.outliers)
 
 
 def _update(state: State, together: Sequence[Answer], size: int, files: RunFiles, until: ExitStack) -> Update:
@@ -90,6 +98,27 @@ def _update(state: State, together: Sequence[Answer], size: int, files: RunFiles
     window = until.enter_context(files.spool.reading(name, sync.wire, size))
     discount = stale(1.0, behind, sync.wait.staleness) if behind else 1.0
     return Update(name[1], float(sum(one.examples for one in together)), window, discount, len(together))
+
+
+def _sum(
+    state: State, answers: Sequence[Answer], size: int, files: RunFiles, until: ExitStack, hidden: Hidden
+) -> Update:
+    """Return the mean of the updates that these answers brought under masks, as one update of all of them."""
+    assert state.plan is not None
+    sync, windows = state.plan.sync, list[Callable[[int], np.ndarray]]()
+    for answer in answers:
+        assert answer.update is not None
+        files.spool.check(spooled(answer), answer.update)
+        windows.append(until.enter_context(files.spool.reading(spooled(answer), sync.wire, size)))
+    total = float(sum(weight_of(sync, answer.examples) for answer in answers))
+
+    def window(offset: int) -> np.ndarray:
+        words = windows[0](offset).view(np.uint32).copy()
+        for other in windows[1:]:
+            words += other(offset).view(np.uint32)
+        return hidden.mean(offset, words, total)
+
+    return Update("sum", total, window, sites=len(answers))
 
 
 def _evaluate(state: State, answers: Sequence[Answer], files: RunFiles) -> Merged:

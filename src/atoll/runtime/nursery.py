@@ -3,7 +3,8 @@
     python -P -m atoll.runtime.nursery SOCKET_FD
 
 It runs no user code, opens no dataset and holds no key. What it forks leads a session of its own with the environment
-that was asked for and no file but those that came with the request. It ends when the agent's end of the socket closes.
+that was asked for and no file but those that came with the request, and goes into a sandbox where one came with them.
+It ends when the agent's end of the socket closes.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ import numpy as np
 import pyarrow
 import torch
 
-from atoll.runtime import worker
+from atoll.runtime import entering, worker
 from atoll.runtime.forked import LIMIT, MOST, Birth, Born, Ended, code_of
 from atoll.spec.document import parse_json
 
@@ -142,15 +143,19 @@ def _fit() -> Born:
     return Born(refused=f"a library has started a thread: {', '.join(sorted(names))}", hopeless=True)
 
 
-def _live(birth: Birth, stdin: int, reply: int, out: int, _: int, *more: int) -> NoReturn:
+def _live(birth: Birth, stdin: int, reply: int, out: int, _: int, *given: int) -> NoReturn:
     """Be the worker, in a process that was forked for it."""
-    code = 1
+    code, more = 1, list(given)
     try:
         os.setsid()
         os.dup2(stdin, 0)
         for said in (1, 2):
             os.dup2(out, said)
         _close_all_but(reply, *more)
+        entering.limit(birth.limits)
+        if birth.confined:
+            *more, room = more
+            entering.enter(room)
         os.environ.clear()
         os.environ.update(birth.environment)
         np.random.seed()  # as at an import, for each worker its own; Python's stream seeds itself in a child

@@ -14,14 +14,17 @@ from typing import BinaryIO
 import numpy as np
 
 from atoll.boundary.channel import Source
-from atoll.outer.wire import CHUNK, encode, encoded_bytes, feedback
-from atoll.runtime.disk import mapped
+from atoll.outer.masks import Masks
+from atoll.outer.ring import Ring
+from atoll.outer.secret import concealed
+from atoll.outer.wire import CHUNK, afterwards, encode, encoded_bytes, feedback, private
+from atoll.runtime.disk import appearing, mapped
 from atoll.runtime.frames import file_bytes, frames, payload_bytes, pieces
 from atoll.runtime.kept import Kept, RunFolder
 from atoll.spec.document import canonical, sha256
 from atoll.spec.message import Assign
 from atoll.spec.model import elements
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 
 
 def encode_with_feedback(folder: RunFolder, a: Assign) -> int:
@@ -39,7 +42,7 @@ def encode_with_feedback(folder: RunFolder, a: Assign) -> int:
     ):
         # Of the other fragments what they lost last stays as it was, until it is their turn.
         residual_crc = _write(lost, residual[:first], residual_crc)
-        for chunk, window in feedback(update, residual[first:last], a.sync.wire):
+        for chunk, window in feedback(update, residual[first:last], afterwards(a.sync.wire)):
             for piece in pieces(chunk):
                 sent.write(piece)
             residual_crc = _write(lost, window, residual_crc)
@@ -75,9 +78,31 @@ def outgoing_kept(folder: RunFolder, a: Assign, kept: Kept) -> tuple[Source, int
     first, last = span(a)
     size = last - first
     if kept.residual_crc is None:
-        return outgoing(folder.update(a.position), a.sync.wire), encoded_bytes(size, a.sync.wire)
+        return outgoing(folder.update(a.position), afterwards(a.sync.wire)), encoded_bytes(size, a.sync.wire)
     path = folder.wire(a.position)
     return partial(frames, path), payload_bytes(path, -(-size // CHUNK))
+
+
+def privatise(folder: RunFolder, a: Assign) -> None:
+    """Put clip and noise on an update where it lies: from here on nothing but this can leave, however often it is sent.
+
+    Noise is never drawn twice for one update that leaves: their mean would have less of it.
+    """
+    path = folder.update(a.position)
+    with appearing(path) as file:
+        for window in private(mapped(path), a.sync.wire, a.sync.parts(len(a.together))):
+            file.write(window.data)
+
+
+def outgoing_masked(folder: RunFolder, a: Assign, ring: Ring, weight: float, masks: Masks) -> Source:
+    """Return the frames of an update as a secure sum takes it: clipped, weighed and masked as they are sent."""
+    clips = tuple(step for step in afterwards(a.sync.wire) if step.kind == "clip")
+    path = folder.update(a.position)
+    return lambda at: (
+        concealed(chunk, ring, weight, masks)
+        for chunk in encode(mapped(path), clips, finite=True)
+        if chunk.offset >= at
+    )
 
 
 def content(name: int | str, *more: object) -> str:

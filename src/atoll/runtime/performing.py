@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from atoll.errors import AtollError, LinkLost, Unavailable
+from atoll.errors import AtollError, Corrupt, Denied, LinkLost, Unavailable
 from atoll.registry import weights
 from atoll.registry.lineage import columns, sources
 from atoll.runtime import faults
@@ -15,18 +15,21 @@ from atoll.runtime.desk import Desk, Parts
 from atoll.runtime.files import RunFiles
 from atoll.runtime.machine import AssignTo, Command, Dismiss, MakePlan, Merge, Publish
 from atoll.runtime.merging import merged
-from atoll.runtime.planning import BACK, ROLES, Planning, dataset_of
+from atoll.runtime.planning import BACK, Planning, asking, dataset_of
 from atoll.runtime.state import State, spent
 from atoll.runtime.trials import outdone
 from atoll.spec.document import digest
-from atoll.spec.event import Answer, Broken, Decided, Event, Outdone, Planned, Published
-from atoll.spec.job import EvaluateJob, PredictJob, TrainJob
-from atoll.spec.message import Assign, Release, TaskName
-from atoll.spec.model import Lineage, Model, Signature, without_control
+from atoll.spec.event import Answer, Broken, Event, Outdone, Planned, Published
+from atoll.spec.job import EvaluateJob, Job, PredictJob, TrainJob
+from atoll.spec.message import Assign, Release
+from atoll.spec.model import Lineage, Model, Promised, Signature, without_control
+from atoll.spec.order import TaskName
 from atoll.spec.plan import Layout, Plan
 from atoll.spec.policy import Request
+from atoll.spec.user import User
 
 _RETRY = 1.0  # seconds until what a full disk prevented is tried again
+RESULTS = ("evaluate", "predict", "query")  # stages whose merged answers are shown to people
 _LOOK = 0.02  # seconds between two looks whether the sites that a plan needs are here
 log = logging.getLogger(__name__)
 
@@ -107,7 +110,18 @@ class Performer:
         return []
 
     def _merge(self, state: State, answers: tuple[Answer, ...]) -> list[Event]:
-        return [merged(state, answers, self._folders.of(state.run))]
+        if state.work in RESULTS:
+            self._may_leave(state, None)
+        if not (state.work == "train" and state.plan is not None and state.plan.sync.masked):
+            return [merged(state, answers, self._folders.of(state.run))]
+        hidden = self._desk.sums.unmasked(state, answers)
+        if hidden is None:
+            return []
+        try:
+            return [merged(state, answers, self._folders.of(state.run), hidden)]
+        except Corrupt as error:
+            self._desk.sums.failed(state, str(error))
+            return []
 
     # --- planning -----------------------------------------------------------------------------------------------
 
@@ -116,12 +130,7 @@ class Performer:
         if found is None:
             return []
         planning, plan = found
-        said = [
-            Decided(action="plan", subject=f"{site}/{state.job.name}", run=state.run, decision=answers["plan"])
-            for site, answers in planning.answers.items()
-            if "plan" in answers
-        ]
-        return [*said, Planned(run=state.run, plan=plan, fleet=planning.held(plan))]
+        return [*planning.said, Planned(run=state.run, plan=plan, fleet=planning.held(plan))]
 
     def _planned(self, state: State) -> tuple[Planning, Plan] | None:
         """Plan with all the sites that were here when the job was submitted. Whichever of them or hubs died since, the
@@ -131,9 +140,12 @@ class Performer:
             late = time.monotonic() > until
             if late or all(self._desk.presence.here(site) for site in state.holders):
                 code = (state.code, self._code_bytes(state))
-                planning = Planning(self._desk, state.run, state.job, code, state.user)
+                planning = Planning((self._desk, self._gate), state.run, state.job, code, state.asker)
                 try:
                     return planning, planning.plan()
+                except Denied:
+                    self._conductor.record(*planning.said)  # who refused stays on record where no plan does
+                    raise
                 except LinkLost:
                     if late:
                         raise
@@ -165,6 +177,7 @@ class Performer:
             signature=state.signature,
             statistics=state.statistics,
             user=state.user,
+            roles=state.roles,
             fingerprint=held.fingerprint if held is not None else None,
         )
         if isinstance(job, TrainJob):
@@ -178,6 +191,8 @@ class Performer:
             here = {"task": task, "done": done, "steps": steps, "counted": counted}
             if site in plan.sites:  # also while some have no part any more: its place stays its own
                 here |= {"place": plan.sites.index(site), "places": len(plan.sites)}
+            if plan.sync.masked and state.work == "train":
+                here |= {"together": self._desk.sums.begin(state)}
             branches = on_way(self._tree, state, site, self._desk.quarantine)
             return assign.model_copy(update={**here, "branches": branches})
         if isinstance(job, EvaluateJob | PredictJob):
@@ -197,7 +212,7 @@ class Performer:
         assert state.weights is not None
         assert state.code is not None
         name, dataset = job.model or job.name, job.data.dataset
-        seen = [site for site in state.plan.sites if site in state.seen]
+        seen, promises = [site for site in state.plan.sites if site in state.seen], state.plan.promises
         with self._publishing:  # two runs that end together must not take the same version, nor one run two
             already = self._models.of_run(state.run)
             if already is not None:
@@ -222,6 +237,7 @@ class Performer:
                 columns=columns(state.fleet, seen, dataset),
                 statistics=state.statistics,
                 metrics=state.result.metrics,
+                promises=tuple(Promised(site=one, dataset=dataset, guarantee=promises.get(one)) for one in seen),
                 lineage=Lineage(
                     run=state.run,
                     job=digest(job),
@@ -235,19 +251,26 @@ class Performer:
             self._conductor.record(Published(run=state.run, model=model))
         return []
 
-    def _may_leave(self, state: State, reference: str) -> None:
-        """Ask the hub's rules whether the model may leave its run; raise `Denied` in their words, journalled."""
-        about = {"job": state.job.name, "job_kind": state.job.kind, "purpose": state.job.purpose}
-        user = {"user": state.user, "roles": ROLES, "code": state.code or ""}
-        request = Request.model_validate({"action": "release", "model": reference, **user, **about})
-        self._gate.ask(request, f"{reference} of {state.job.name}", run=state.run)
+    def _may_leave(self, state: State, model: str | None) -> None:
+        """Ask the hub's rules whether a model, or without one what the sites' answers come to, may leave its run.
+
+        Raises `Denied` in their words, journalled.
+        """
+        request = release(state.job, state.asker, state.code, model)
+        self._gate.ask(request, f"{model or 'results'} of {state.job.name}", run=state.run)
 
     def _dismiss(self, state: State, words: str) -> None:
         self._tidied.pop(state.run, None)
+        self._desk.sums.forget(state.run)
         self._desk.questions.abandon(f"run {state.run} is over: {words}", run=state.run)
         for site in self._desk.presence.names():  # also those that were only probed for it
             self._desk.presence.send(site, Release(run=state.run, words=words, made=state.result.model is not None))
         self._pool.submit(self._folders.remove, state.run)
+
+
+def release(job: Job, user: User, code: str | None, model: str | None) -> Request:
+    """Return the question whether the model that a job made, or else its results, may be released."""
+    return asking("release", user, job).model_copy(update={"code": code or "", "model": model})
 
 
 def _tidy(state: State, files: RunFiles) -> None:

@@ -13,7 +13,7 @@ from atoll.errors import TaskFailed, Unavailable
 from atoll.runtime import faults
 from atoll.runtime.member import BEATS, GRACE, Member, OnStep, Rank, Talk
 from atoll.runtime.pacing import joined
-from atoll.spec.message import Form, Open, Order, Ready, Reply, Train
+from atoll.spec.order import Form, Open, Order, Ready, Reply, Train
 from atoll.spec.plan import Layout
 
 SILENCE = 2.0  # seconds without a sign of life that make a rank a lost one, unless its site says otherwise
@@ -274,7 +274,8 @@ class PipedGroup:
             if free:
                 self._at_order.release()
         for path in self._meeting.parent.glob(f"{self._meeting.name}*"):
-            path.unlink(missing_ok=True)
+            if not path.is_dir():  # as user code could make one of that name
+                path.unlink(missing_ok=True)
 
     def _all(self) -> list[Rank]:
         return [*self._ranks, *(rank for rank in self._others() if rank not in self._ranks)]

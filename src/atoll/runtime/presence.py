@@ -30,10 +30,16 @@ class Presence:
     """Sessions by site. Every method may be called from any thread."""
 
     def __init__(
-        self, conductor: Conductor, quarantine: Quarantine, tree: Tree, changed: Callable[[str], None]
+        self,
+        conductor: Conductor,
+        quarantine: Quarantine,
+        tree: Tree,
+        changed: Callable[[str], None],
+        region: str = "here",
     ) -> None:
         self._conductor, self._quarantine, self._changed = conductor, quarantine, changed
         self._tree = tree
+        self.region = region
         self._turn = threading.RLock()
         self._secrets: dict[str, str] = {}  # site -> digest of its secret
         self._sessions: dict[str, Send] = {}
@@ -60,7 +66,7 @@ class Presence:
             if again:
                 self._left(site, "it began another session")
             self._sessions[site] = send
-        send(Welcome(heartbeat=HEARTBEAT))
+        send(Welcome(heartbeat=HEARTBEAT, region=self.region))
         return again
 
     def closed(self, site: str, send: Send, words: str) -> bool:

@@ -3,11 +3,11 @@
 import threading
 from concurrent.futures import Future
 
-from atoll.errors import AtollError, LinkLost, Unavailable
+from atoll.errors import AtollError, Invalid, LinkLost, Unavailable
 from atoll.runtime.presence import Presence
 from atoll.spec.event import Answer
 from atoll.spec.message import Ask, Decisions
-from atoll.spec.policy import Decision, Request
+from atoll.spec.policy import Account, Decision, Request
 
 
 class Questions:
@@ -17,17 +17,29 @@ class Questions:
         self._presence = presence
         self._turn = threading.Lock()
         self._number = 0
-        self._asked: dict[tuple[int, str], Future[tuple[Decision, ...]]] = {}
+        self._asked: dict[tuple[int, str], Future[tuple[Account, ...]]] = {}
         self._probes: dict[tuple[str, str], tuple[Future[Answer], str | None]] = {}
 
-    def ask(self, site: str, requests: tuple[Request, ...], timeout: float) -> tuple[Decision, ...]:
-        """Put questions to a site's policy. Raises `Unavailable` when no answer comes in time."""
-        future: Future[tuple[Decision, ...]] = Future()
+    def ask(self, site: str, requests: tuple[Request, ...], timeout: float) -> tuple[Account, ...]:
+        """Put questions to a site's policy, which says also what it counts a run to cost. Raises `Unavailable` when no
+        answer comes in time."""
+        return self._ask(site, requests, timeout, explain=False)
+
+    def accounts(self, site: str, requests: tuple[Request, ...], timeout: float) -> tuple[Account, ...]:
+        """Have a site's policy answer rule by rule, for people: what is asked is not about to be done. Raises as `ask`
+        does, and `Invalid` for answers to other questions."""
+        found = self._ask(site, requests, timeout, explain=True)
+        if len(found) != len(requests):
+            raise Invalid(f"{site}: answered {len(found)} of {len(requests)} questions; update its agent")
+        return found
+
+    def _ask(self, site: str, requests: tuple[Request, ...], timeout: float, explain: bool) -> tuple[Account, ...]:
+        future: Future[tuple[Account, ...]] = Future()
         with self._turn:
             self._number += 1
             key = (self._number, site)
             self._asked[key] = future
-        self._presence.send(site, Ask(number=key[0], requests=requests))
+        self._presence.send(site, Ask(number=key[0], requests=requests, explain=explain))
         self._here(site)
         try:
             return future.result(timeout)
@@ -40,7 +52,11 @@ class Questions:
         """Take a policy's answers; in another party's name it gives none."""
         waiting = self._asked.pop((message.number, site), None)
         if waiting is not None:
-            waiting.set_result(tuple(_own(site, decision) for decision in message.decisions))
+            decisions = [_own(site, decision) for decision in message.decisions]
+            rules = message.rules if len(message.rules) == len(decisions) else [()] * len(decisions)
+            counted = message.guarantees if len(message.guarantees) == len(decisions) else [None] * len(decisions)
+            told = zip(decisions, rules, counted, strict=True)
+            waiting.set_result(tuple(Account(decision=d, rules=r, guarantee=g) for d, r, g in told))
 
     def expect_probe(self, run: str, site: str, code: str | None) -> "Future[Answer]":
         """Return where the answer to a probe of this run will be; until then the site may fetch ``code``."""

@@ -6,15 +6,20 @@ from functools import partial
 from pathlib import Path
 
 from atoll.errors import TaskFailed, Unavailable
+from atoll.runtime import personal
 from atoll.runtime.executor import Group
 from atoll.runtime.fewer import Fewer
 from atoll.runtime.incoming import Incoming
+from atoll.runtime.kept import WORK
 from atoll.runtime.member import OnStep
 from atoll.runtime.place import Place
 from atoll.runtime.reports import Reports
+from atoll.runtime.sandbox import Grant
+from atoll.runtime.written import ordered_into, take
 from atoll.spec.compute import Compute
 from atoll.spec.job import PredictJob, QueryJob, TrainJob
-from atoll.spec.message import Ahead, Assign, Open, Order, Reply
+from atoll.spec.message import Assign
+from atoll.spec.order import Ahead, Open, Order, Reply
 from atoll.spec.pace import Pace
 
 _SETUP = 180.0  # seconds a group has to import torch and open a dataset
@@ -44,10 +49,11 @@ class Ranks:
 
         A round for which not all ranks can be had is gone on with by fewer.
 
-        Raises `Denied` for more ranks than the site takes, `TaskFailed`, `Unavailable` when they died too often, and
-        what fetching the code and opening the dataset raise.
+        Raises `Denied` for more ranks than the site takes and where they cannot be held as its owner wants, and
+        `TaskFailed`, `Unavailable` when they died too often, and what fetching code and opening the dataset raise.
         """
         self._place.check_ranks(a)
+        asked, order = order, ordered_into(self._work(a), order)
         self.join()
         self._ahead = None
         wanted, layouts = a.layout, self._fewer.layouts(a.layout, order)
@@ -58,7 +64,7 @@ class Ranks:
                 self._drop()  # the probe's, when the plan has another layout than was tried, or one that lost a rank
             opened = self._opened(a)
             try:
-                group = self._started(a)
+                group = self._started(a, opened)
                 self._give(a, group, opened, _SETUP)
                 patience = a.sync.wait.patience
                 reply = self._give(a, group, order, patience, partial(self._told, a, steps))
@@ -67,6 +73,7 @@ class Ranks:
                     raise
             else:
                 self._fewer.did(wanted, layout, order)
+                take(asked, order)
                 return reply
         raise AssertionError("unreachable")
 
@@ -82,11 +89,12 @@ class Ranks:
         if group is None or (self._ahead is not None and self._ahead[0] == order):
             return  # nobody is there who has the dataset open, or it was ordered before an update was sent again
         self.join()
-        work = threading.Thread(target=self._go_ahead, args=(a, group, order), daemon=True, name=f"ahead-{a.run}")
+        inside = ordered_into(self._work(a), order)
+        work = threading.Thread(target=self._go_ahead, args=(a, group, inside), daemon=True, name=f"ahead-{a.run}")
         self._ahead = order, work
         work.start()
 
-    def _go_ahead(self, a: Assign, group: Group, order: Ahead) -> None:
+    def _go_ahead(self, a: Assign, group: Group, order: Order) -> None:
         try:
             self._give(a, group, order, a.sync.wait.patience)
         except (TaskFailed, Unavailable) as error:
@@ -144,12 +152,24 @@ class Ranks:
             compute=a.job.compute if isinstance(a.job, TrainJob) else Compute(),
         )
 
-    def _started(self, a: Assign) -> Group:
+    def _started(self, a: Assign, opened: Open) -> Group:
         group = self._group
         if group is None:
             self._key = _key(a)
-            group = self._group = self._place.groups.take(self._key, a.layout)
+            group = self._group = self._place.groups.take(self._key, a.layout, self._grant(a, opened))
         return group
+
+    def _grant(self, a: Assign, opened: Open) -> Grant:
+        """Return what workers see of this machine: this run's folder, code and dataset, and what its model needs."""
+        home, work = self._place.home, self._work(a)
+        work.mkdir(parents=True, exist_ok=True)
+        own = personal.find(home, a) if not a.sync.keep_local else None
+        more = [opened.pretrained.path if opened.pretrained is not None else None, own]
+        readable = (opened.bundle, opened.path, work.parent, *more)
+        return Grant(hidden=home, readable=tuple(Path(one) for one in readable if one is not None), folder=work)
+
+    def _work(self, a: Assign) -> Path:
+        return self._place.home / "runs" / a.run / WORK
 
     def _give(self, a: Assign, group: Group, order: Order, timeout: float, on_step: OnStep | None = None) -> Reply:
         """Have the group do an order. Busy is only who is at one: whoever answered last stays warm for the next run.

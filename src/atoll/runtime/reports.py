@@ -8,8 +8,10 @@ from atoll.errors import AtollError, Denied, NotFound
 from atoll.runtime.kept import FULL
 from atoll.runtime.pacing import Balance, told
 from atoll.runtime.place import Place
+from atoll.runtime.private import silent
+from atoll.spec.document import WORDS_LIMIT
 from atoll.spec.job import TrainJob
-from atoll.spec.message import WORDS_LIMIT, Assign, Failure, Progress, Refusal
+from atoll.spec.message import Assign, Failure, Progress, Refusal
 from atoll.spec.pace import Pace
 from atoll.spec.policy import Request
 
@@ -32,7 +34,8 @@ class Reports:
             return
         self._told = now
         plain = Progress(run=a.run, position=a.position, state=state, step=step, steps=steps)
-        if pace is None or not self._say_pace(a, plain.model_copy(update={"pace": told(pace, self.balance)})):
+        kept = pace is None or silent(a)
+        if kept or not self._say_pace(a, plain.model_copy(update={"pace": told(pace, self.balance)})):
             self._say(plain)
 
     def _say_pace(self, a: Assign, message: Progress) -> bool:
@@ -50,6 +53,8 @@ class Reports:
 
     def may_tell_paces(self, a: Assign) -> bool:
         """Tell whether the owner's rules let a pace out, where it goes with something that is decided by itself."""
+        if silent(a):
+            return False
         try:
             return self._gate.decide(self._asked(a, 0)).allowed
         except (Denied, NotFound):

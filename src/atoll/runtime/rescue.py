@@ -33,9 +33,12 @@ def rescue(mirrors: Iterable[Sequence[int]], folder: Path) -> int | None:
         return None
     step, parts = max(whole)
     try:
+        if folder.is_symlink():  # user code could make one, and this process would follow it
+            folder.unlink()
         folder.mkdir(exist_ok=True)
         for part, file in sets[step, parts].items():
             unfinished = folder / f"rescued-{part}.part"
+            unfinished.unlink(missing_ok=True)
             digest = copied(file, unfinished)
             os.replace(unfinished, folder / str(SavedName(step, part, parts, digest)))
     except OSError as error:

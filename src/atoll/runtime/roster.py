@@ -1,9 +1,11 @@
 """Which sites were seen, and what is deployed: a view folded from the journal."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from atoll.journal import Entry
+from atoll.runtime.desk import Desk
 from atoll.spec.event import Connected, Deployed, Disconnected, Undeployed
 from atoll.spec.fleet import Link, Site
 from atoll.spec.model import Deployment
@@ -51,3 +53,19 @@ class Roster:
         with suppress(OSError, ValueError):
             return int((folder / "site-port").read_text())
         return 0
+
+
+def listed(roster: Roster, desk: Desk, away: Callable[[str], str]) -> list[SiteView]:
+    """Return every site ever known; ``away`` says of a site of this home why it is not started again, or ""."""
+    fleets = (desk.presence.fleet(), desk.presence.relays())
+    here = [roster.view(site, fleet.link(site.name)) for fleet in fleets for site in fleet.sites]
+    names = {view.name for view in here}
+    gone = [view for name, view in sorted(roster.sites.items()) if name not in names]
+    gone = [view.model_copy(update={"words": away(view.name) or view.words}) for view in gone]
+    return [_placed(view, desk) for view in (*here, *gone)]
+
+
+def _placed(view: SiteView, desk: Desk) -> SiteView:
+    """Say of a site whether it is in quarantine, and where it is among relays."""
+    place = {"relay": desk.tree.is_relay(view.name), "behind": desk.tree.behind(view.name) or ""}
+    return view.model_copy(update={"quarantine": desk.quarantine.words(view.name), **place})

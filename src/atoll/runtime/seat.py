@@ -24,8 +24,8 @@ from atoll.runtime import local
 from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.member import GRACE
 from atoll.spec.document import Digest, Document, parse_json
-from atoll.spec.message import Open
 from atoll.spec.model import Bundle
+from atoll.spec.order import Open
 
 _PIECE = 1 << 16  # bytes at once: below what Ray would put into its object store
 _LOOK = 0.1  # seconds between two looks at whether a worker that reads nothing has ended

@@ -40,6 +40,7 @@ from atoll.spec.event import (
 from atoll.spec.job import Job
 from atoll.spec.model import Lineage, Model
 from atoll.spec.plan import Plan
+from atoll.spec.user import LOCAL
 
 _ZERO = sha256(b"")
 
@@ -143,7 +144,7 @@ class _World:
         self._barred: set[str] = set()
         self._hub = self._assignments = self._struck = 0
         self._journal: list[tuple[float, RunEvent]] = []
-        submitted = Submitted(run="simulated", user="local", job=job)
+        submitted = Submitted(run="simulated", user=LOCAL.name, roles=LOCAL.roles, job=job)
         self._state, _ = begin(submitted)
         self._journal.append((0.0, submitted))
         for site in self._sessions:

@@ -83,7 +83,8 @@ def agent(home: Path, sharers: int = 1) -> Agent:
     """Return an agent for the site in ``home``, ready to serve. Raises `Unavailable` when Ray cannot be had."""
     site, here = _document(home), (this_machine(sharers),)
     if site.executor.kind == "local":
-        return Agent(_on(site, here), home, LocalExecutor(site.executor.silence))
+        chosen = site.executor
+        return Agent(_on(site, here), home, LocalExecutor(chosen.silence, chosen.sandbox, chosen.limits))
     devices = sum(len(node.devices) for node in _on(site, here).nodes)
     executor = RayExecutor(site.executor, devices, home / "workers")
     try:

@@ -27,7 +27,7 @@ from atoll.runtime.disk import BOOT
 from atoll.runtime.frames import Place, file_bytes, places
 from atoll.runtime.spares import Spares
 from atoll.spec.document import canonical
-from atoll.spec.plan import Transform
+from atoll.spec.wire import Transform
 
 _LEFT = 64 << 20  # bytes of disk that stay free after all updates that are under way
 Name = tuple[int, str]  # of an update: the stage's position, and the site
@@ -120,7 +120,7 @@ class Spool:
         """
         with self._opened(name) as file:
             found = self._places(name, file.fileno(), wire, size)
-            plain = all(step.kind == "clip" for step in wire)
+            plain = all(step.kind in ("clip", "noise") for step in wire)
 
             def window(offset: int) -> np.ndarray:
                 place = found[offset // CHUNK]

@@ -7,29 +7,42 @@ what needs no user code (sums over columns, queries) is computed here.
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atoll.boundary.channel import FrameLike, Source
+from atoll.data.answered import Answered, selected
 from atoll.data.batches import split
 from atoll.data.catalogue import read_table, require_columns
 from atoll.data.query import answer, parse
 from atoll.data.statistics import column_sums
 from atoll.errors import Denied, Invalid, TaskFailed
+from atoll.outer.secret import ring_of
 from atoll.outer.wire import recalls
 from atoll.runtime import faults, personal
 from atoll.runtime.balances import Balances
+from atoll.runtime.concealing import weight_of
 from atoll.runtime.disk import file_crc, mapped
 from atoll.runtime.incoming import Incoming
 from atoll.runtime.kept import Kept, RunFolder
-from atoll.runtime.outgoing import content, encode_with_feedback, outgoing, outgoing_kept, span
+from atoll.runtime.outgoing import (
+    content,
+    encode_with_feedback,
+    outgoing,
+    outgoing_kept,
+    outgoing_masked,
+    privatise,
+    span,
+)
 from atoll.runtime.pacing import fitting, rebalanced, told
 from atoll.runtime.place import Place
+from atoll.runtime.private import silent, steps_at
 from atoll.runtime.ranks import Ranks
 from atoll.runtime.reports import Reports
-from atoll.spec import message as orders
+from atoll.spec import order as orders
 from atoll.spec.event import Answer, ColumnSums, Totals
 from atoll.spec.fleet import Dataset
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
@@ -37,6 +50,7 @@ from atoll.spec.message import Assign, Done, Parcel
 from atoll.spec.model import Signature, elements, without_control
 from atoll.spec.pace import Pace
 from atoll.spec.policy import CrossingKind, Request
+from atoll.spec.wire import noised
 
 _NOTHING = ColumnSums(count=0, total=0.0, squares=0.0)
 log = logging.getLogger(__name__)
@@ -45,12 +59,24 @@ log = logging.getLogger(__name__)
 class Stages:
     """One run's stages at one site. Everything computed for the hub lies in the run's folder until the hub has it."""
 
-    def __init__(self, place: Place, folder: RunFolder, incoming: Incoming, ranks: Ranks, reports: Reports) -> None:
-        self._place, self._folder, self._incoming = place, folder, incoming
+    def __init__(
+        self,
+        place: Place,
+        folder: RunFolder,
+        incoming: Incoming,
+        ranks: Ranks,
+        reports: Reports,
+        wanted: Callable[[], bool],
+    ) -> None:
+        """``wanted`` tells, to who waits for other sites, whether the assignment at work is still the newest."""
+        self._place, self._folder, self._incoming, self._wanted = place, folder, incoming, wanted
         self._ranks, self._reports, self._balances = ranks, reports, Balances(folder.path)
+        self._answered = Answered(place.home, place.site.name)
 
     def do(self, a: Assign) -> None:
-        """Do one assignment. Returning means that the hub has its answer."""
+        """Do one assignment, once the owner's rules allow it. Returning means that the hub has its answer."""
+        self._place.admit(a)
+        self._place.reserve(a)
         _DO[a.work](self, a)
 
     def probe(self, a: Assign) -> None:
@@ -78,6 +104,9 @@ class Stages:
             require_columns(columns, tuple(entry.dataset.columns), "data.statistics")
         table = read_table(entry.path, entry.format, columns)
         rows, _ = split(table.num_rows, a.job.data.holdout, a.job.seed)
+        if columns and len(rows) >= entry.dataset.min_group:
+            words = f"all but {a.job.data.holdout} drawn by {a.job.seed}"
+            self._answered.admit(entry.dataset, selected(table.num_rows, rows, words))
         # A column that only a few rows have is told as one that no row has: its sum would be those rows' values.
         least = entry.dataset.min_group
         found = column_sums(table, columns, rows).items()
@@ -100,11 +129,18 @@ class Stages:
         output.unlink(missing_ok=True)
 
     def train(self, a: Assign) -> None:
+        terms = self._place.concealing.begin(a) if a.sync.masked else None  # the others' keys come while it trains
         kept = self._folder.kept(a.position)
         base = a.counted if recalls(a.sync.wire) or a.sync.control else None
         if kept is None or (kept.weights, kept.base) != (a.weights, base):
             kept = self._train(a, base)
         self._go_ahead(a)
+        frames, size = outgoing_kept(self._folder, a, kept)
+        name = ""
+        if terms is not None:
+            self._reports.progress(a, "waiting for the others' keys", a.steps, a.steps)
+            masks, name = self._place.concealing.masks(terms, self._wanted)
+            frames = outgoing_masked(self._folder, a, ring_of(terms), weight_of(a.sync, kept.examples), masks)
         self._reports.progress(a, "sending", a.steps, a.steps)
         first, last = span(a)
         kinds = tuple(transform.kind for transform in a.sync.wire)
@@ -113,19 +149,20 @@ class Stages:
             run=a.run,
             purpose="update",
             size=last - first,
-            content=content(kept.token, wire),
+            content=content(kept.token, wire, name),
             wire=kinds,
             answer=self._answer(
                 a,
                 examples=kept.examples,
                 steps=kept.steps,
-                loss=kept.loss,
+                loss=kept.loss if not silent(a) else None,
                 seconds=kept.seconds,
                 pace=kept.pace if self._reports.may_tell_paces(a) else None,
             ),
         )
-        frames, size = outgoing_kept(self._folder, a, kept)
         request = self._place.crossing(a, "update", out=True, size=size, wire=kinds, rows=kept.examples)
+        if kept.private:
+            self._place.charge(a, kept.private)
         self._send(a, parcel, frames, request)
         self._folder.settle(a.position)
         faults.reached("site", "settled", "train")
@@ -168,6 +205,8 @@ class Stages:
                 "have a finite loss; the task must not answer for its worker"
             )
         self._check(output, a.signature, where, span(a))
+        if noised(a.sync.wire):
+            privatise(self._folder, a)
         faults.reached("site", "computed", "train")
         state = file_crc(Path(order.state_out)) if order.state_out else None
         residual = encode_with_feedback(self._folder, a) if recalls(a.sync.wire) else None
@@ -175,6 +214,7 @@ class Stages:
         local = file_crc(local_out) if local_out else None
         pace = self._paced(a, reply.pace)
         kept = Kept(a.weights, reply.examples, reply.loss, seconds, state, base, residual, control, local, steps, pace)
+        kept = replace(kept, private=self._place.steps(a, self._folder.private()))
         faults.reached("site", "encoded", "train")
         self._folder.keep(a.position, kept)
         faults.reached("site", "marked", "train")
@@ -219,6 +259,7 @@ class Stages:
             batch=a.job.batch,
             shares=fitting(self._balances.of(a.position), a.layout, a.job.batch),
             optimiser=a.job.optimiser,
+            private=steps_at(a.job, self._place.entry(a).dataset.rows),
             sync=a.sync,
         )
 
@@ -278,7 +319,7 @@ class Stages:
         output.parent.mkdir(exist_ok=True)
         order = orders.Predict(weights=str(weights), signature=a.signature, output=str(output), **self._own(a))
         self._ranks.order(a, order)
-        made = self._place.catalogue.add(a.job.output, output, purposes=source.purposes, min_group=source.min_group)
+        made = self._place.catalogue.add(a.job.output, output, like=source)
         self._say(a, "metric", made.rows, examples=made.rows)
 
     def _own(self, a: Assign) -> dict[str, Any]:
@@ -301,7 +342,10 @@ class Stages:
         if query.dataset != a.job.dataset:
             raise Invalid(f"query: the FROM names {query.dataset!r} where the job's dataset is {a.job.dataset!r}")
         entry = self._place.opened(a)
-        groups, suppressed = answer(query, read_table(entry.path, entry.format), entry.dataset.min_group)
+        table = read_table(entry.path, entry.format)
+        groups, suppressed = answer(
+            query, table, entry.dataset.min_group, lambda one: self._answered.admit(entry.dataset, one)
+        )
         smallest = min((group.rows for group in groups), default=entry.dataset.min_group)
         self._say(a, "query", smallest, groups=groups, suppressed=suppressed)
 

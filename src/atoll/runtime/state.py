@@ -10,6 +10,7 @@ from atoll.spec.job import Job, TrainJob
 from atoll.spec.model import Moments, Signature
 from atoll.spec.plan import Plan
 from atoll.spec.sweep import Sweep, Trial
+from atoll.spec.user import Role, User
 
 Phase = Literal["planning", "running", "finished", "failed", "cancelled"]
 
@@ -21,6 +22,7 @@ class State:
     run: str
     job: Job
     user: str
+    roles: tuple[Role, ...] = ()
     code: str | None = None
     holders: tuple[str, ...] = ()  # sites that had the dataset when the job was submitted: its plan waits for them
     trial: Trial | None = None  # of a sweep
@@ -53,6 +55,11 @@ class State:
     words: str = ""
     error: str = ""
     pruned: bool = False  # a trial that was cancelled because others did better
+
+    @property
+    def asker(self) -> User:
+        """Who submitted the job, with the roles of then, in the project that it is of."""
+        return User(name=self.user, roles=self.roles, projects=(self.job.project,))
 
     @property
     def work(self) -> Work | None:

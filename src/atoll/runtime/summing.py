@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from atoll.boundary.channel import Source
-from atoll.outer.merge import Update, merging
+from atoll.outer.merge import Rule, Update, merging
 from atoll.outer.wire import CHUNK, recalls
 from atoll.runtime.brought import kinds
 from atoll.runtime.disk import appearing
@@ -67,7 +67,8 @@ def _made(folder: RunFolder, spool: Spool, a: Assign, brought: Mapping[str, Brou
             spool.check(name, one.digest)
             window = until.enter_context(spool.reading(name, a.sync.wire, last - first))
             updates.append(Update(child, weight, window, sites=len(one.answers)))
-        at = merging(a.sync.merge, last - first, updates)
+        rule: Rule = "weighted_mean" if a.sync.merge == "weighted_mean" else "mean"  # sums of others are not asked for
+        at = merging(rule, last - first, updates)
         with appearing(folder.update(a.position)) as file:
             for offset in range(0, last - first, CHUNK):
                 file.write(at(offset).data)

@@ -18,6 +18,7 @@ from atoll.runtime.trials import Story, check_reported, outcome, trial_run, view
 from atoll.spec.event import Broken, Cancelled, Event, Pruned, Submitted
 from atoll.spec.job import Job, TrainJob
 from atoll.spec.sweep import Sweep, SweepView, Trial
+from atoll.spec.user import User
 
 if TYPE_CHECKING:
     from atoll.runtime.study import Study
@@ -32,7 +33,7 @@ class Sweeps:
     ``changed`` tells whoever watches a run."""
 
     def __init__(
-        self, conductor: Conductor, may_submit: Callable[[str, Job], None], changed: Callable[[str], None]
+        self, conductor: Conductor, may_submit: Callable[[User, Job], object], changed: Callable[[str], None]
     ) -> None:
         self._conductor, self._may_submit, self._changed = conductor, may_submit, changed
         self._stories: dict[str, Story] = {}
@@ -151,10 +152,10 @@ class Sweeps:
         run = trial_run(job, state.run, number)
         if run in self._conductor.states:
             raise Invalid(f"run: {run!r} is another sweep's trial; submit the sweep under another name")
-        self._may_submit(state.user, one)
+        self._may_submit(state.asker, one)  # where two people are wanted, they agreed to the sweep
         trial = Trial(sweep=state.run, number=number, parameters=parameters)
-        submitted = Submitted(run=run, user=state.user, job=one, code=state.code, holders=state.holders, trial=trial)
-        self._conductor.record(submitted, actor=state.user)
+        about = {"run": run, "job": one, "code": state.code, "holders": state.holders, "trial": trial}
+        self._conductor.record(Submitted(user=state.user, roles=state.roles, **about), actor=state.user)
 
 
 def study_of(sweep: Sweep) -> "Study":

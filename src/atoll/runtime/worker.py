@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -31,32 +32,21 @@ from atoll.data.statistics import column_sums, pool
 from atoll.errors import AtollError, TaskFailed
 from atoll.inner import probe
 from atoll.inner.learner import Learner, Work, made_ahead, make_learner
-from atoll.inner.made import count, make_examples
+from atoll.inner.made import FEW, check_alone, count, make_examples
 from atoll.inner.memory import Memory
 from atoll.inner.mesh import LINKS, Mesh, broken, join, laid_out, leave
 from atoll.inner.mirror import MIRRORS, Mirror
 from atoll.inner.pace import Meter
 from atoll.inner.personal import chosen, shared, shared_part
+from atoll.inner.sample import sampled
 from atoll.inner.task import Doing, load_task, require, task_failure
 from atoll.inner.vector import load_vector, save_vector
 from atoll.outer.metrics import totals
 from atoll.runtime import faults
-from atoll.spec.message import (
-    ORDER,
-    WORDS_LIMIT,
-    Ahead,
-    Evaluate,
-    Form,
-    Initialise,
-    Open,
-    Order,
-    Predict,
-    Probe,
-    Ready,
-    Reply,
-    Train,
-)
+from atoll.spec.document import WORDS_LIMIT
 from atoll.spec.model import Moments, without_control
+from atoll.spec.order import ORDER, Ahead, Evaluate, Form, Initialise, Open, Order, Predict, Probe, Ready, Reply, Train
+from atoll.spec.privacy import PrivateSteps
 from atoll.spec.task import Arrays, Rows
 
 _FORM = b'{"kind":"form"'
@@ -78,6 +68,7 @@ class Workspace:
         self._examples: dict[bool | None, Arrays] = {}
         self._learner: Learner | None = None
         self._made: torch.nn.Module | None = None  # from the order's seed
+        self._alone = False  # whether an example was seen to be made of its own row
 
     def examples(self, heldout: bool | None) -> Arrays:
         """Return the training (False), held-out (True) or all (None) rows as arrays with one entry each."""
@@ -134,6 +125,8 @@ class Workspace:
 
     def batches_of(self, order: Train) -> Callable[[int], Iterator[Arrays]]:
         """Return what gives this rank's share of a round's batches, from a step of it on."""
+        if order.private is not None:
+            return partial(self._secret_batches, order, order.private)
 
         def batches(first: int) -> Iterator[Arrays]:
             position = (order.done + first) * order.batch
@@ -153,6 +146,14 @@ class Workspace:
         for number in range(steps):
             share = batch(seed, rows, position + number * size, size, mesh.share, mesh.shares, shares)
             yield {name: array[share] for name, array in examples.items()}
+
+    def _secret_batches(self, order: Train, private: PrivateSteps, first: int) -> Iterator[Arrays]:
+        examples, rows = self.examples(False), self.train_rows
+        if not self._alone:
+            few = Rows(rows_of(self.table, rows[:FEW]), self._statistics())
+            check_alone(examples, make_examples(self.task, few, self.order.seed))
+            self._alone = True
+        return sampled(examples, len(rows), private, order.steps - first)
 
 
 def _laid(met: Mesh, order: Open) -> Mesh:

@@ -15,8 +15,8 @@ from atoll.inner.task import load_task, task_failure
 from atoll.registry import weights as safetensors
 from atoll.serving.rows import Columns, Row
 from atoll.spec.document import sha256
-from atoll.spec.message import TaskName
 from atoll.spec.model import Model
+from atoll.spec.order import TaskName
 from atoll.spec.pretrained import Pretrained
 from atoll.spec.task import ArraysTask, Rows, Task
 

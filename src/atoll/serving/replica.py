@@ -26,6 +26,7 @@ from atoll.errors import AtollError, Unavailable
 from atoll.serving.batcher import Batcher
 from atoll.serving.http import application
 from atoll.serving.placement import Placement, Ready
+from atoll.serving.punctual import CONNECTIONS, punctual
 from atoll.spec.document import parse_json
 
 if TYPE_CHECKING:
@@ -112,7 +113,14 @@ async def _answer(
         raise SystemExit(1) from error
     app = application(placement.model, engine.columns.check, batcher, life)
     config = uvicorn.Config(
-        app, access_log=False, log_level="warning", lifespan="on", server_header=False, timeout_graceful_shutdown=_DRAIN
+        app,
+        http=punctual(),
+        limit_concurrency=CONNECTIONS,
+        access_log=False,
+        log_level="warning",
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN,
     )
     server = uvicorn.Server(config)
 

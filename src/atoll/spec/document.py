@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -16,11 +17,18 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 # What user code calls a tensor or a metric. It crosses borders beside the numbers, so its alphabet is closed too.
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+# A sentence for a person; whoever sends a longer one is refused, so the sender shortens it.
+WORDS_LIMIT = 2000
+Words = Annotated[str, StringConstraints(max_length=WORDS_LIMIT)]
 
 # PyYAML is built with libyaml nearly everywhere.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _DEEPEST = 100  # a document has five or six levels
+_LINES = 50  # of what is wrong in a document
+_VALUES = 1_000_000  # in a document, each as often as an alias repeats it
 
 
 class Document(BaseModel):
@@ -36,8 +44,7 @@ def canonical(value: Any) -> bytes:
     """Return the one JSON spelling of ``value`` that digests and chains are computed over."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    return _ENCODER.encode(value).encode()
 
 
 def sha256(data: bytes | memoryview) -> str:
@@ -84,19 +91,42 @@ def read_yaml(path: Path) -> Any:
 
 
 def _loaded(text: str) -> Any:
-    """Return the YAML in ``text``, by libyaml where it is there: ten times as fast as PyYAML's own, poorer in words.
-
-    Loaders recurse, and libyaml's ends the process some ten thousand levels down, so levels are counted before.
-    """
+    """Return the YAML in ``text``, by libyaml where it is there: ten times as fast as PyYAML's own, poorer in words."""
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=_LOADER):  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - untyped
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise ValueError(f"more than {_DEEPEST} tables and lists in each other")
+        _check_bounds(text)
         return yaml.load(text, Loader=_LOADER)  # noqa: S506 - one of the two safe ones
     except yaml.YAMLError:
-        return yaml.safe_load(text)  # raises with words for it
+        yaml.safe_load(text)  # raises with words for it
+        raise
+
+
+def _check_bounds(text: str) -> None:
+    """Raise ValueError for what no document is.
+
+    Loaders recurse, and libyaml's ends the process some ten thousand levels down, so levels are counted before. So are
+    values: nine aliases of nine aliases, and so on, are a page of text and more values than any memory holds.
+    """
+    anchored: dict[str, int] = {}  # how many values each anchor stands for
+    above: list[tuple[str | None, int]] = []  # the tables and lists that are open: anchor, and values before them
+    count = 0
+    for event in yaml.parse(text, Loader=_LOADER):  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - untyped
+        if isinstance(event, yaml.CollectionStartEvent):
+            above.append((event.anchor, count))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = above.pop()
+            if anchor is not None:
+                anchored[anchor] = count - before
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in above):
+                raise ValueError(f"alias {event.anchor!r} stands inside of what it repeats")
+            count += anchored.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(str(event.value)):
+            raise ValueError("half of a pair of surrogates, which is no character")  # PyYAML's own lets it pass
+        count += 1
+        if len(above) > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} tables and lists in each other")
+        if count > _VALUES:
+            raise ValueError(f"more than {_VALUES:,} values, with what its aliases repeat")
 
 
 def write_yaml(document: BaseModel) -> str:
@@ -114,8 +144,8 @@ def override(data: Any, assignments: list[str]) -> Any:
         if not mark or not path.strip():
             raise Invalid(f"--set {assignment}: needs the form field.field=value, for example sync.period=20")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _loaded(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise Invalid(f"--set {assignment}: {text!r} is not a YAML value; quote it") from None
         data = _assigned(data, path.strip().split("."), value, assignment)
     return data
@@ -145,7 +175,9 @@ def near_miss(name: str, known: list[str]) -> str:
 def _explain(kind: type[BaseModel], error: ValidationError) -> list[str]:
     lines: list[str] = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"]) or "(document)"
+        if len(lines) == _LINES:
+            return [*lines, f"and {error.error_count() - _LINES} more; mend these first"]
+        path = ".".join(str(part)[:80] for part in item["loc"]) or "(document)"
         value = item.get("input")
         shown = repr(value)
         if isinstance(value, dict | list):
@@ -153,7 +185,7 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> list[str]:
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         if item["type"] == "extra_forbidden":
             known = _fields_at(kind, item["loc"][:-1])
-            lines.append(f"{path}: unknown field{near_miss(str(item['loc'][-1]), known)}")
+            lines.append(f"{path}: unknown field{near_miss(str(item['loc'][-1])[:80], known)}")
         elif item["type"] == "missing":
             lines.append(f"{path}: required and missing; add it")
         else:

@@ -4,14 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
+from atoll.spec.budget import PrivacyEvent
+from atoll.spec.code import CodeEvent
 from atoll.spec.document import Digest, Document, Label, Name
 from atoll.spec.fleet import Fleet, Link, Profile, Site
 from atoll.spec.job import Job
 from atoll.spec.model import Deployment, Model, Moments, Signature
 from atoll.spec.pace import Pace
 from atoll.spec.plan import Plan
-from atoll.spec.policy import Crossing, Decision
+from atoll.spec.policy import Crossing, Decision, Request
+from atoll.spec.record import Disputed
 from atoll.spec.sweep import Trial
+from atoll.spec.user import Kinds, UserEvent
 
 Work = Literal["probe", "measure", "initialise", "train", "evaluate", "predict", "query", "publish"]
 
@@ -86,6 +90,7 @@ class Submitted(Document):
     kind: Literal["run.submitted"] = "run.submitted"
     run: Name
     user: str
+    roles: Kinds = ()  # of the user then: they are the run's to its end
     job: Job
     code: Digest | None = None
     holders: tuple[Name, ...] = ()  # sites that had the dataset then: the plan waits for those of them that died since
@@ -166,6 +171,7 @@ class Merged(Document):
     outer: Digest | None = None
     signature: Signature = ()
     loss: float | None = None
+    outliers: tuple[Name, ...] = ()  # whose updates a bound or a robust rule shortened or left out
     statistics: dict[str, Moments] = {}
     result: Result | None = None
 
@@ -304,6 +310,14 @@ class SiteReleased(Document):
     user: str
 
 
+class Retained(Document):
+    """No entry of this journal may be dropped before a time, in seconds since the epoch; it can only be put off."""
+
+    kind: Literal["journal.retained"] = "journal.retained"
+    until: float
+    user: str
+
+
 class Connected(Document):
     kind: Literal["site.connected"] = "site.connected"
     site: Site
@@ -325,13 +339,14 @@ class Crossed(Document):
 
 
 class Decided(Document):
-    """A policy was asked at a point that is no crossing: submit, plan, open, promote, deploy."""
+    """A policy was asked at a point that is no crossing: submit, plan, release, deploy, ..."""
 
     kind: Literal["decision"] = "decision"
     action: str
     subject: str
     run: Name | None = None
     decision: Decision
+    request: Request | None = None  # what was asked, so that other rules can be asked it later
 
 
 RunEvent = (
@@ -363,10 +378,15 @@ Event = Annotated[
     | Revoked
     | Quarantined
     | SiteReleased
+    | Disputed
+    | Retained
     | Connected
     | Disconnected
     | Crossed
-    | Decided,
+    | Decided
+    | PrivacyEvent
+    | CodeEvent
+    | UserEvent,
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -4,6 +4,7 @@ from ipaddress import ip_address
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AwareDatetime,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -13,8 +14,11 @@ from pydantic import (
     model_validator,
 )
 
+from atoll.spec.budget import Budget
 from atoll.spec.document import Digest, Document, Name
 from atoll.spec.plan import Layout
+from atoll.spec.sandbox import Limits, Mode
+from atoll.spec.wire import Wire
 
 _CROWD = 4  # ranks that a device is shared by at most
 
@@ -39,7 +43,27 @@ class Dataset(Document):
     columns: dict[str, str] = {}  # column -> Arrow type
     fingerprint: Digest  # over the file's bytes
     purposes: tuple[str, ...] = ()  # what the owner grants it for
+    until: dict[str, AwareDatetime] = {}  # when the grant for a purpose ends; the others have no end
     min_group: NonNegativeInt = 10  # groups of fewer rows are suppressed in query results
+    wire: Wire = ()  # what each update made of it must pass through before it leaves, whatever its job says
+    regions: tuple[str, ...] = ()  # where what is learned from it may go; none: anywhere
+    budget: Budget | None = None  # what training on it may use of its privacy; none: runs need promise nothing
+
+    def granted(self, at: float) -> tuple[str, ...]:
+        """Return the purposes it is granted for at this time, in seconds since the epoch."""
+        ended = self.ended(at)
+        return tuple(purpose for purpose in self.purposes if purpose not in ended)
+
+    def ended(self, at: float) -> tuple[str, ...]:
+        """Return the purposes whose grants have ended by then."""
+        return tuple(purpose for purpose, end in self.until.items() if end.timestamp() <= at)
+
+    @model_validator(mode="after")
+    def _what_ends_was_granted(self) -> Self:
+        for purpose in self.until:
+            if purpose not in self.purposes:
+                raise ValueError(f"until: {purpose!r} is none of its purposes; grant it too, or remove it from until")
+        return self
 
 
 class Site(Document):
@@ -50,6 +74,13 @@ class Site(Document):
     region: str = "here"
     nodes: tuple[Node, ...] = (Node(),)
     datasets: tuple[Dataset, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _is_not_the_hub(cls, name: str) -> str:
+        if name == "hub":  # whose rules a decision is by is told by this name
+            raise ValueError("is the hub's own name; choose another")
+        return name
 
     def dataset(self, name: str) -> Dataset | None:
         return next((dataset for dataset in self.datasets if dataset.name == name), None)
@@ -70,11 +101,19 @@ class Executor(Document):
     gpus: NonNegativeFloat = 0.0
     labels: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]] = {}  # of its nodes
     silence: PositiveFloat = Field(default=2.0, le=600)  # seconds without a sign of life that make a rank a lost one
+    sandbox: Mode = Field(default="on", examples=["off"])  # of ranks that are processes here; what Ray starts has none
+    limits: Limits = Field(default=Limits(), examples=[{}])
 
     @model_validator(mode="after")
     def _only_ray_has_settings(self) -> Self:
-        if self.kind == "local" and self.model_fields_set - {"kind", "silence"}:
+        here = {"sandbox", "limits"}
+        if self.kind == "local" and self.model_fields_set - {"kind", "silence", *here}:
             raise ValueError("address, cpus, gpus and labels are Ray's; add kind: ray, or remove them")
+        if self.kind == "ray" and self.model_fields_set & here and (self.sandbox, self.limits) != ("off", Limits()):
+            raise ValueError(
+                "sandbox and limits: Ray's own processes start its ranks, and none of them is in a sandbox; remove "
+                "kind: ray, or these"
+            )
         return self
 
 
@@ -137,6 +176,7 @@ class Reach(Document):
     host: str = Field(default="127.0.0.1", examples=["127.0.0.1"])
     port: int = Field(default=0, ge=0, le=65535)  # 0: the one of last time, or a free one
     names: tuple[str, ...] = ()
+    region: str = "here"  # where the hub is, as it tells its sites
 
     @field_validator("host")
     @classmethod

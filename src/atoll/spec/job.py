@@ -8,8 +8,10 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validat
 from atoll.errors import Invalid
 from atoll.spec.compute import Compute
 from atoll.spec.document import Digest, Document, Name, near_miss, parse
-from atoll.spec.plan import Layout, Sync
+from atoll.spec.plan import Layout
+from atoll.spec.privacy import Privacy, beyond_private
 from atoll.spec.sweep import Parameters, Sweep, placed
+from atoll.spec.sync import Sync
 
 
 class TaskRef(Document):
@@ -43,6 +45,7 @@ class Optimiser(Document):
 class _Asked(Document):
     name: Name
     purpose: str  # what the data are used for; owners grant datasets by purpose
+    project: Name = "default"  # whose quotas its runs count against
 
 
 class TrainJob(_Asked):
@@ -59,6 +62,7 @@ class TrainJob(_Asked):
     sync: Sync | None = None  # pins the outer sync; left out, the planner chooses
     layout: Layout | None = None  # pins the inner layout of every site
     compute: Compute = Compute()
+    privacy: Privacy | None = None  # of each row: clipped and noised gradients, which the sites' owners account for
     sweep: Sweep | None = None  # searches for the best values of some of these fields
 
     @model_validator(mode="after")
@@ -69,6 +73,14 @@ class TrainJob(_Asked):
                 f"batch: {self.batch}: the layout's data x shard x expert make {shares} shares, and each needs an "
                 f"example; set batch: {shares}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _private_steps_can_be_taken(self) -> Self:
+        if self.privacy is not None:
+            words = beyond_private(self.sync or Sync(), self.layout or Layout(), self.compute)
+            if words:
+                raise ValueError(f"privacy: does not go with {words}")
         return self
 
     @model_validator(mode="after")

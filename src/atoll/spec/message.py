@@ -1,23 +1,23 @@
-"""What hub and agent, and agent and worker, say to each other. Tensors travel beside these, never in them."""
+"""What hub and agent say to each other. Tensors travel beside these, never in them."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
-from atoll.spec.compute import Compute
-from atoll.spec.document import Digest, Document, Label, Name
-from atoll.spec.event import Answer, Metrics, Work
-from atoll.spec.fleet import Link, Profile, Site
-from atoll.spec.job import Data, Job, Optimiser, TaskRef
-from atoll.spec.model import Model, Moments, Patterns, Signature
+from atoll.spec.budget import Guarantee
+from atoll.spec.document import Digest, Document, Label, Name, Words
+from atoll.spec.event import Answer, Work
+from atoll.spec.fleet import Link, Site
+from atoll.spec.job import Job
+from atoll.spec.model import Moments, Patterns, Signature
+from atoll.spec.order import TaskName
 from atoll.spec.pace import Pace
-from atoll.spec.plan import Layout, Sync
-from atoll.spec.policy import Decision, Request
-from atoll.spec.pretrained import Pretrained
-
-# A sentence for a person; whoever sends a longer one is refused, so the sender shortens it.
-WORDS_LIMIT = 2000
-Words = Annotated[str, Field(max_length=WORDS_LIMIT)]
+from atoll.spec.plan import Layout
+from atoll.spec.policy import Applied, Decision, Request
+from atoll.spec.record import Attest, Attested, Cosigned
+from atoll.spec.secret import MOST, Said, Told
+from atoll.spec.sync import Sync
+from atoll.spec.user import Kinds
 
 # --- hub -> agent ---------------------------------------------------------------------------------------------
 
@@ -45,10 +45,14 @@ class Assign(Document):
     signature: Signature = ()
     statistics: dict[str, Moments] = {}
     user: str = "local"
+    roles: Kinds = ()
     fingerprint: Digest | None = None  # of the site's dataset when the plan was made: another one is another run
-    task: "TaskName | None" = None
+    task: TaskName | None = None
     keep_local: Patterns = ()  # of a registered model: tensors of these names are the site's own
     made_by: Name | None = None  # the run that made it, from which the site kept them
+    together: Annotated[
+        tuple[Name, ...], Field(max_length=MOST)
+    ] = ()  # whose updates the hub is to see the sum of only
     branches: "tuple[Branch, ...]" = ()  # by relays on the way, the hub's first; none: updates are passed on one by one
 
 
@@ -60,27 +64,13 @@ class Branch(Document):
     counted: NonNegativeInt | None = None  # the newest train stage that was merged with the relay's own update
 
 
-class TaskName(Document):
-    """The class to run: file and name in the bundle, and its keyword arguments."""
-
-    file: str
-    name: str
-    params: dict[str, JsonValue] = {}
-    pretrained: Digest | None = None
-
-    @classmethod
-    def of(cls, asked: TaskRef | Model) -> Self:
-        """Return the task of a job, or of the model that came of one."""
-        name = asked.name if isinstance(asked, TaskRef) else asked.task
-        return cls(file=asked.file, name=name, params=asked.params, pretrained=asked.pretrained)
-
-
 class Ask(Document):
     """May these be done at your site? The agent decides by the owner's policy."""
 
     kind: Literal["ask"] = "ask"
     number: NonNegativeInt
     requests: tuple[Request, ...]
+    explain: bool = False  # tell of each rule, for people; nothing will be done
 
 
 class Release(Document):
@@ -112,6 +102,7 @@ class Welcome(Document):
 
     kind: Literal["welcome"] = "welcome"
     heartbeat: float
+    region: str = ""  # where the hub is, as it says
 
 
 # --- agent -> hub ---------------------------------------------------------------------------------------------
@@ -128,6 +119,8 @@ class Decisions(Document):
     kind: Literal["decisions"] = "decisions"
     number: NonNegativeInt
     decisions: tuple[Decision, ...]
+    rules: tuple[tuple[Applied, ...], ...] = ()  # of each decision, where they were asked for
+    guarantees: tuple[Guarantee | None, ...] = ()  # what each of them counted the run to cost, where one does
 
 
 class Done(Document):
@@ -168,6 +161,29 @@ class Beat(Document):
     """Either side: I am here."""
 
     kind: Literal["beat"] = "beat"
+
+
+# --- secure sums, either way ----------------------------------------------------------------------------------
+
+
+class SumSaid(Document):
+    """A site's word in a secure sum, for its neighbours or for the hub."""
+
+    kind: Literal["sum_said"] = "sum_said"
+    run: Name
+    position: NonNegativeInt
+    attempt: NonNegativeInt
+    said: Said
+
+
+class SumTold(Document):
+    """What a site hears of the others in one."""
+
+    kind: Literal["sum_told"] = "sum_told"
+    run: Name
+    position: NonNegativeInt
+    attempt: NonNegativeInt
+    told: Told
 
 
 # --- through a relay, either way ------------------------------------------------------------------------------
@@ -217,6 +233,11 @@ Message = Annotated[
     | Failure
     | Progress
     | Beat
+    | Attest
+    | Attested
+    | Cosigned
+    | SumSaid
+    | SumTold
     | Admitted
     | Opened
     | Closed
@@ -242,153 +263,6 @@ class Parcel(Document):
     answers: Annotated[tuple[Answer, ...], Field(max_length=10_000)] = ()  # with an update that a relay made of theirs
     site: Name | None = None  # for which site a relay fetches
     held: bool = False  # the relay has it and asks only whether that site may have it
-
-
-# --- agent -> worker and back ---------------------------------------------------------------------------------
-
-
-class Form(Document):
-    """Be rank `rank` of so many from here on. Whoever comes first, or a rank that is lost, makes a new generation.
-
-    The order under way is given again with it. With `abort` the group before it is broken: nobody waits for its sums.
-    """
-
-    kind: Literal["form"] = "form"
-    generation: PositiveInt
-    rank: NonNegativeInt
-    ranks: NonNegativeInt  # 0: another has its place, and it ends when the others leave
-    meeting: str  # a file that is not there, by which they meet
-    abort: bool = False
-    beat: PositiveFloat = 0.5  # seconds between two signs of life
-
-
-class Ready(Document):
-    """To who is to join a group at work: make the examples now, so that nobody has to wait for them then."""
-
-    kind: Literal["ready"] = "ready"
-
-
-class Open(Document):
-    """First order: import the task and turn the granted dataset into examples. Paths are the site's own."""
-
-    kind: Literal["open"] = "open"
-    bundle: str  # folder of the approved code
-    task: TaskName
-    path: str  # the dataset
-    format: str
-    fingerprint: Digest  # of the file: another one is another dataset, also for a warm worker
-    data: Data
-    seed: int
-    statistics: dict[str, Moments] = {}
-    pretrained: Pretrained | None = None  # what the task names by digest, where it lies at this site
-    layout: Layout | None = None  # of the ranks that are given this order; left out, data parallel
-    compute: Compute = Compute()
-
-
-class Initialise(Document):
-    """Write a new model's flat weights to `output`, without the tensors that stay."""
-
-    kind: Literal["initialise"] = "initialise"
-    seed: int
-    output: str
-    keep_local: Patterns = ()
-
-
-class Train(Document):
-    """Take `steps` steps from `weights`; write the flat delta (or mean gradient) to `output`.
-
-    With `goes_on` the steps begin from the site's own weights in `state_in`; what the round before merged is mixed in
-    from `weights` after the first `sync.delay` of them.
-    """
-
-    kind: Literal["train"] = "train"
-    seed: int
-    weights: str | None  # None: not here yet, in what is ordered ahead
-    signature: Signature
-    output: str
-    state_in: str | None = None  # what the site keeps from round to round: the optimiser's state, its own weights
-    state_out: str | None = None
-    control_in: str | None = None  # the site's control variates, zeros where there are none yet
-    control_out: str | None = None
-    local_in: str | None = None  # the site's personal tensors; those of the seed where there are none yet
-    local_out: str | None = None
-    version: NonNegativeInt = 0  # of `weights`
-    goes_on: bool = False
-    done: NonNegativeInt
-    steps: NonNegativeInt
-    place: NonNegativeInt = 0  # of the site among those that train, which are so many
-    places: PositiveInt = 1
-    batch: int
-    shares: tuple[PositiveInt, ...] = ()  # of each batch for each part of the layout; none: even ones
-    optimiser: Optimiser
-    sync: Sync
-    inputs: str = ""  # digest of what lies at the paths that it begins from, where who orders knows it
-    checkpoint: str | None = (
-        None  # a folder for the state within the round; a group given the order again goes on from it
-    )
-    checkpoint_seconds: PositiveFloat = 10.0  # between two of them
-    checkpoint_steps: NonNegativeInt = 0  # and after every so many steps; 0: by time only
-
-
-class Ahead(Document):
-    """Take those steps of the next round that need no weights, and keep the round in memory for its own order.
-
-    Whatever order comes instead drops it: nobody waits for it, and nothing is written.
-    """
-
-    kind: Literal["ahead"] = "ahead"
-    round: Train
-
-
-class Probe(Document):
-    """Build the model, time a few steps of it and report a `Profile`; nothing is kept."""
-
-    kind: Literal["probe"] = "probe"
-    seed: int
-    batch: int
-    optimiser: Optimiser
-    memory: PositiveInt | None = None  # bytes of the site's smallest device: what does not fit is not stepped
-
-
-class Evaluate(Document):
-    kind: Literal["evaluate"] = "evaluate"
-    weights: str
-    signature: Signature
-    control: bool = False  # the second half of the weights is control variates, which no model has
-    keep_local: Patterns = ()
-    local_in: str | None = None  # the site's personal tensors
-
-
-class Predict(Document):
-    """Answer for every row; write the answers as Parquet to `output`."""
-
-    kind: Literal["predict"] = "predict"
-    weights: str
-    signature: Signature
-    output: str
-    keep_local: Patterns = ()
-    local_in: str | None = None  # the site's personal tensors
-
-
-Order = Annotated[Open | Ready | Probe | Initialise | Train | Ahead | Evaluate | Predict, Field(discriminator="kind")]
-ORDER: TypeAdapter[Form | Order] = TypeAdapter(Annotated[Form | Order, Field(discriminator="kind")])
-
-
-class Reply(Document):
-    """A worker's word on an order. `failed` is a sentence for the user; it says where, and never what a row holds."""
-
-    generation: NonNegativeInt = 0  # of the group that it comes from; 0: it is in none yet
-    failed: Words | None = None
-    progress: NonNegativeInt | None = None  # a step was taken; the order goes on
-    sign: Literal["alive", "broken", "leaving"] | None = None  # and nothing else: lost peers, or is told to end
-    pace: Pace | None = None  # of this rank so far; of a group's reply that of all its ranks (`atoll.runtime.pacing`)
-    examples: NonNegativeInt = 0
-    steps: NonNegativeInt = 0  # that were taken
-    loss: float | None = None
-    signature: Signature = ()
-    profile: Profile | None = None
-    totals: Metrics = {}
-    rows: NonNegativeInt = 0
 
 
 Assign.model_rebuild()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, StringConstraints
 
 from atoll.errors import Invalid
+from atoll.spec.budget import NO_PROMISE, Guarantee, stated
 from atoll.spec.document import Digest, Document, Label, Name
 
 
@@ -88,6 +89,14 @@ class Source(Document):
     rows: NonNegativeInt
 
 
+class Promised(Document):
+    """What the run that made a model promises about one dataset that it was trained on; without one it has none."""
+
+    site: Name
+    dataset: Name
+    guarantee: Guarantee | None = None
+
+
 class Lineage(Document):
     """Where a model came from: model <- run <- plan <- job, code, data, decisions."""
 
@@ -116,11 +125,16 @@ class Model(Document):
     columns: dict[str, str] = {}  # Arrow types of the rows it was trained on, which a request's rows follow
     statistics: dict[str, Moments] = {}
     metrics: dict[str, float] = {}
+    promises: tuple[Promised, ...] = ()  # of each site whose updates are in it
     lineage: Lineage
 
     @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
+
+    def stated(self, brief: bool = False) -> tuple[str, ...]:
+        """Return what of privacy its run promises, in words: a line for the sites that are promised the same."""
+        return stated({one.site: one.guarantee for one in self.promises}, brief) or (NO_PROMISE,)
 
 
 class Deployment(Document):

@@ -8,7 +8,7 @@ from atoll.spec.pace import Pace
 from atoll.spec.plan import Plan
 from atoll.spec.sweep import SweepView, Trial
 
-RunState = Literal["planning", "running", "finished", "failed", "cancelled", "interrupted"]
+RunState = Literal["waiting", "planning", "running", "finished", "failed", "cancelled", "interrupted"]
 
 
 class SiteProgress(Document):
@@ -22,7 +22,8 @@ class SiteProgress(Document):
 
 
 class RunView(Document):
-    """State of one run. `interrupted`: a hub died under it; `atoll resume` goes on with it."""
+    """State of one run. `waiting`: for another user's approval. `interrupted`: a hub died under it; `atoll resume` goes
+    on with it."""
 
     run: Name
     name: str
@@ -57,7 +58,7 @@ class RunView(Document):
     @property
     def over(self) -> bool:
         """Tell whether nothing changes any more, for an interrupted run until it is resumed."""
-        return self.state not in ("planning", "running")
+        return self.state not in ("waiting", "planning", "running")
 
 
 class Traffic(Document):
@@ -105,3 +106,5 @@ class Verdict(Document):
     intact: bool
     bad: int | None = None
     words: str = ""
+    key: str = ""  # that signed it; whoever compares it with one from elsewhere knows that it is the owner's
+    witnesses: dict[str, int] = {}  # who cosigned it, and up to which entry

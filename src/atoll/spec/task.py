@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.spec.model import Moments
-from atoll.spec.plan import Sync
+from atoll.spec.sync import Sync
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,11 +8,10 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from atoll.errors import TaskFailed
@@ -79,9 +78,8 @@ class Experts(nn.Module):
 
     def forward(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Take tokens ``(tokens, width)`` in order of their experts and ``counts``, how many are for each expert."""
-        up, down = _here(self.up), _here(self.down)
         parts = x.split(counts.tolist())
-        made = [functional.gelu(part @ up[n].T) @ down[n].T for n, part in enumerate(parts)]
+        made = [functional.gelu(part @ self.up[n].T) @ self.down[n].T for n, part in enumerate(parts)]
         return torch.cat(made)
 
 
@@ -148,7 +146,7 @@ class GPT(nn.Module):
         "blocks.*.attention.attend": "attend",
         "head": "gather",
     }
-    expert_plan: ClassVar[tuple[str, ...]] = ("blocks.*.inner.experts",)
+    expert_plan: ClassVar[Mapping[str, str]] = {"blocks.*.inner.experts": "grouped"}
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -156,8 +154,7 @@ class GPT(nn.Module):
             raise TaskFailed(f"width: {shape.width}: is no multiple of {shape.heads} heads; change either")
         if shape.experts and shape.chosen > shape.experts:
             raise TaskFailed(f"chosen: {shape.chosen}: there are {shape.experts} experts; lower it")
-        self.heads, self.experts, self.layers = shape.heads, shape.experts, shape.layers
-        self.chosen = shape.chosen
+        self.heads, self.layers, self.chosen = shape.heads, shape.layers, shape.chosen
         self.pipeline_widths = (shape.width, shape.vocabulary)
         self.embed: nn.Module | None = Embed(shape)
         self.blocks = nn.ModuleDict({str(number): Block(shape) for number in range(shape.layers)})
@@ -192,8 +189,3 @@ class GPT(nn.Module):
         if last < len(self.blocks):
             part.norm = part.head = None
         return part
-
-
-def _here(parameter: torch.Tensor) -> torch.Tensor:
-    """Return what of a parameter is at this rank: of the experts' those that live here."""
-    return cast("torch.Tensor", parameter.to_local()) if isinstance(parameter, DTensor) else parameter

@@ -107,7 +107,12 @@ def adapt(model: nn.Module, lora: Lora) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what peft says of transformers' newest release is not the user's to mend
             peft.inject_adapter_in_model(wanted, model)
-    except ValueError:
+    except ValueError as error:
+        if lora.dropout and "lora_dropout" in str(error):
+            raise TaskFailed(
+                f"task.params.lora.dropout: {lora.dropout}: the targets take in experts, before which peft drops "
+                "nothing; set it to 0, or targets to other layers, such as [q_proj, v_proj]"
+            ) from None
         known = ", ".join(sorted(linear))
         raise TaskFailed(f"task.params.lora.targets: {targets!r} fits no layer; there is {known}") from None
     model.register_state_dict_post_hook(_leave_what_is_trained)

@@ -5,9 +5,11 @@ const at = (id) => document.getElementById(id);
 const MARKS = {
   finished: "good", answering: "good", connected: "good", failed: "bad", stopped: "bad", away: "warn", lost: "bad",
   cancelled: "warn", pruned: "warn", interrupted: "warn", running: "live", planning: "live", starting: "live",
+  waiting: "warn", approved: "good", rejected: "bad", expired: "warn",
 };
 let picked = null; // the run whose details are shown
 let details = null; // its event stream
+let me = null; // who is logged in
 let shown = ""; // the runs as last drawn, to know when models and traffic may have changed
 
 // --- words and numbers
@@ -214,29 +216,53 @@ const read = async (path) => {
   return answer.json();
 };
 
+// Whether the hub would show this; it decides anew each time it is asked.
+const may = (action) => me && me.scope.includes(action)
+  && me.user.roles.some((role) => ["auditor", "operator", "owner"].includes(role));
+
 const say = (words, bad) => {
   at("status").textContent = words;
   at("status").className = bad ? "bad" : "";
 };
 
+// What its run promises, each wording once; an epsilon is rounded up, so that it does not look smaller than it is.
+const privacy = (model) => {
+  const said = model.promises.map(({ guarantee: one }) => (one
+    ? `${one.unit}-level (epsilon ${Math.ceil(one.epsilon * 1e4) / 1e4}, delta ${one.delta.toPrecision(2)})`
+    : "no privacy promise"));
+  return [...new Set(said)].join("; ") || "no privacy promise";
+};
+
 const readRest = async () => {
-  const names = ["sites", "models", "aliases", "deployments", "traffic"];
-  const [sites, models, aliases, deployments, traffic] = await Promise.all(names.map(read));
+  const names = ["sites", "models", "aliases", "deployments", "approvals"];
+  const [sites, models, aliases, deployments, approvals] = await Promise.all(names.map(read));
+  const traffic = may("audit") ? await read("traffic").catch(() => []) : [];
   table("sites", ["site", "owner", "region", "state", ">latency", "datasets"], rows(sites, (site) => [
     site.name, site.owner, site.region, state(site.quarantine ? "quarantine" : site.connected ? "connected" : "away"),
     site.latency_ms === null ? "–" : `${site.latency_ms.toFixed(1)} ms`, site.datasets.join(", "),
   ]), "none yet: atoll site add NAME");
-  table("models", ["model", "aliases", "metrics", "run"], rows(models, (model) => [
+  table("models", ["model", "aliases", "metrics", "privacy", "run"], rows(models, (model) => [
     `${model.name}@${model.version}`,
     Object.entries(aliases[model.name] || {}).filter((pair) => pair[1] === model.version).map((pair) => pair[0]).join(", "),
-    Object.entries(model.metrics).map(([name, value]) => `${name} ${number(value)}`).join(", "), model.lineage.run,
+    Object.entries(model.metrics).map(([name, value]) => `${name} ${number(value)}`).join(", "),
+    privacy(model), model.lineage.run,
   ]));
   table("deployments", ["name", "model", "state", "url"], rows(deployments, (item) => [
     item.name, item.model, state(item.state), item.url,
   ]), "none yet: atoll deploy MODEL");
   table("traffic", ["site", "way", "kind", ">crossings", ">volume", ">refused"], rows(traffic, (item) => [
     item.site, item.direction, item.kind, number(item.count), volume(item.bytes), number(item.refused),
-  ]), "nothing has crossed a border yet");
+  ]), may("audit") ? "nothing has crossed a border yet" : "for auditors, operators and owners");
+  const waiting = approvals.filter((item) => item.state === "waiting");
+  at("approvals-card").hidden = !waiting.length;
+  table("approvals", ["id", "asked by", "what", "by another", "until"], rows(waiting, (item) => [
+    item.approval, item.user, item.words, item.roles.join(" or "), new Date(item.expires * 1000).toLocaleString(),
+  ]));
+};
+
+const readMe = async () => {
+  me = await read("me");
+  at("me").textContent = `${me.user.name}: ${me.user.roles.join(", ")}`;
 };
 
 const refresh = () => readRest().catch((error) => say(error.message, true));
@@ -270,5 +296,5 @@ const watch = () => {
   stream.onerror = () => say("the hub does not answer; trying again", true);
 };
 
-readRest().then(watch, (error) => say(error.message, true));
+readMe().then(readRest).then(watch, (error) => say(error.message, true));
 setInterval(refresh, 15000);

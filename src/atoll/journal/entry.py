@@ -1,9 +1,7 @@
-"""The chain that makes a journal tamper-evident: each entry's digest covers its own text and the digest before it.
+"""One entry of a journal: the text that is hashed, and how it is read back.
 
-The text of an entry is its canonical JSON, `{"actor", "event", "prev", "seq", "time"}`. The digest is SHA-256 over
-those bytes, and `prev` is the digest of the entry before; the first entry follows a digest made from the owner's name.
-So changing, removing, inserting or moving an entry breaks the chain at that place. Not seen: entries cut off at the
-end, and a chain rewritten from some place to its end, unless someone outside remembers a later digest.
+The text is its canonical JSON, `{"actor", "event", "seq", "time"}`. It is a leaf of the journal's tree (`tree`), and
+its row keeps the hashes of all complete subtrees that end with it, its own first, as the tree's proofs need them.
 """
 
 from dataclasses import dataclass
@@ -12,8 +10,11 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from atoll.errors import Corrupt, Invalid
-from atoll.spec.document import Document, canonical, sha256
+from atoll.journal.tree import leaf
+from atoll.spec.document import Document, canonical
 from atoll.spec.event import Event
+
+HASH = 32  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,6 @@ class Entry:
     time: float
     actor: str
     event: Event
-    digest: str
 
 
 class Text(Document):
@@ -32,7 +32,6 @@ class Text(Document):
 
     actor: str
     event: Event
-    prev: str
     seq: Annotated[int, Field(strict=True)]
     time: Annotated[float, Field(strict=True)]
 
@@ -44,20 +43,20 @@ class Row:
     seq: int
     kind: str
     body: bytes
-    digest: str
+    hashes: bytes
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether the text is the one that its own hash was made from."""
+        return leaf(self.body) == self.hashes[:HASH]
 
 
-def genesis(owner: str) -> str:
-    """Return the digest that the first entry of `owner`'s journal follows."""
-    return sha256(b"atoll journal " + owner.encode())
-
-
-def link(seq: int, time: float, actor: str, event: Event, prev: str) -> tuple[Row, Entry]:
-    """Return the row for an event that follows the digest `prev`, and the entry as it will be read from there.
+def written(seq: int, time: float, actor: str, event: Event) -> tuple[bytes, Entry]:
+    """Return the text for an event, and the entry as it will be read from there.
 
     Raises `Invalid` for an event that could not be read back: one such entry would stop every later reading.
     """
-    fields = {"seq": seq, "time": time, "actor": actor, "event": event.model_dump(mode="json"), "prev": prev}
+    fields = {"seq": seq, "time": time, "actor": actor, "event": event.model_dump(mode="json")}
     try:
         body = canonical(fields)
     except ValueError as error:
@@ -65,39 +64,34 @@ def link(seq: int, time: float, actor: str, event: Event, prev: str) -> tuple[Ro
     text, problem = _parsed(body)
     if text is None:
         raise Invalid(f"event {event.kind!r}: cannot be read back ({problem}); make it from checked values")
-    row = Row(seq, event.kind, body, sha256(body))
-    return row, _entry(text, row.digest)
+    return body, _entry(text)
 
 
 def read(row: Row) -> Entry:
-    """Return the entry in a row; raise `Corrupt` when the row is not what its digest says."""
+    """Return the entry in a row; raise `Corrupt` when the row is not what its hash says."""
     text, problem = _examined(row)
     if text is None:
         raise Corrupt(f"journal entry {row.seq}: {problem}; run atoll audit verify and restore the journal from a copy")
-    return _entry(text, row.digest)
+    return _entry(text)
 
 
-def fault(row: Row, seq: int, prev: str) -> str:
-    """Return what is wrong with the row that should be entry `seq` and follow `prev`; "" when nothing is."""
-    if row.seq != seq:
-        return f"missing: after entry {seq - 1} comes entry {row.seq}"
-    text, problem = _examined(row)
-    if text is None:
-        return problem
-    if text.prev == prev:
-        return ""
-    before = f"entry {seq - 1}" if seq > 1 else "the beginning of this owner's journal"
-    return f"does not follow {before}: one of the two was changed, or entries between them were taken out"
+def fault(row: Row) -> str:
+    """Return what is wrong with a row, looking at this row alone; "" when nothing is."""
+    return _examined(row)[1]
 
 
-def _entry(text: Text, digest: str) -> Entry:
-    return Entry(text.seq, text.time, text.actor, text.event, digest)
+def numbered(body: bytes, seq: int) -> bool:
+    """Tell whether a text was written as entry `seq`: in canonical JSON nothing but the time comes after the number."""
+    return body.rpartition(b',"time":')[0].endswith(b',"seq":%d' % seq)
+
+
+def _entry(text: Text) -> Entry:
+    return Entry(text.seq, text.time, text.actor, text.event)
 
 
 def _examined(row: Row) -> tuple[Text | None, str]:
-    """Return the text of one row, or why it is none, looking at this row alone."""
-    if sha256(row.body) != row.digest:
-        return None, "edited: its text is not what its digest was made from"
+    if not row.whole:
+        return None, "edited: its text is not what its hash was made from"
     text, problem = _parsed(row.body)
     if text is None:
         return None, problem

@@ -1,0 +1,1 @@
+"""What `benchmarks/trust.py` measures, a module for each kind of promise."""

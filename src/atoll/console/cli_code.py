@@ -1,0 +1,152 @@
+"""Commands about code: what a site's owner reads and lets run, whose signatures count, and the key that signs."""
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atoll.console.cli_sites import site
+from atoll.console.terminal import Json, of, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.text import Text
+
+    from atoll.runtime.reviews import Reviews
+
+app = typer.Typer()
+At = Annotated[str | None, typer.Option("--site", help="The site; by default this home's only one.")]
+Code = Annotated[str, typer.Argument(metavar="DIGEST", help="The code's digest, or how it begins.", show_default=False)]
+_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
+
+@site.command("code")
+def site_code(context: typer.Context, at: At = None, as_json: Json = False) -> None:
+    """List the code that waits for its owner to read it, and what was approved and rejected.
+
+    Example: atoll site code --site zurich
+    """
+    from atoll.console import show
+
+    with _reviews(context, at) as reviews:
+        found = reviews.views()
+    of(context).emit(found, show.code(found), as_json)
+
+
+@site.command("approve")
+def site_approve(
+    context: typer.Context,
+    digest: Code,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve it without being asked.")] = False,
+    at: At = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is new in code since the last that was approved of its task, and let it run at this site.
+
+    Example: atoll site approve sha256:9c1f
+    """
+    from atoll.console.show import text
+    from atoll.console.terminal import console
+
+    with _reviews(context, at) as reviews:
+        code = reviews.named(digest)
+        before, lines = reviews.before(code), list(_changes(reviews, code))
+        if not as_json:
+            since = f"since {before[0]}" if before is not None else "all of it: none of its task was approved before"
+            say(f"{code}, {since}:")
+            for line in lines:
+                console().print(_coloured(line), soft_wrap=True)
+        if not (yes or as_json or typer.confirm("Let it run here?", err=True)):
+            say("It does not run here until you approve it.")
+            return
+        said = reviews.review(code, True, _user())
+    told = {**said.model_dump(), "since": before[0] if before is not None else None, "diff": lines}
+    of(context).emit(told, text(f"{code} may run here."), as_json)
+
+
+@site.command("reject")
+def site_reject(context: typer.Context, digest: Code, at: At = None, as_json: Json = False) -> None:
+    """Let code run at this site no more, or never; where rules ask for approval it is refused.
+
+    Example: atoll site reject sha256:9c1f
+    """
+    from atoll.console.show import text
+
+    with _reviews(context, at) as reviews:
+        said = reviews.review(reviews.named(digest), False, _user())
+    of(context).emit(said, text(f"{said.code} does not run here."), as_json)
+
+
+@site.command("trust")
+def site_trust(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="As `atoll key` prints it.", show_default=False)],
+    name: Annotated[str, typer.Option(help="By what name this site's rules know its user.")],
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Trust it no more.")] = False,
+    at: At = None,
+    as_json: Json = False,
+) -> None:
+    """Trust a user's key: this site's rules see the name in context.signer of code that the key signed.
+
+    Ask the user for the key, not the hub.
+
+    Example: atoll site trust atoll/ada/41a0...+2c9e...+AU8k... --name ada
+    """
+    from atoll.console.show import text
+
+    with _reviews(context, at) as reviews:
+        said = reviews.trust(key, name, not withdraw, _user())
+    words = f"Code that {name} signs is {'known' if said.trusted else 'no longer known'} here as {name}'s."
+    of(context).emit(said, text(words), as_json)
+
+
+@app.command(rich_help_panel="Other")
+def key(context: typer.Context, as_json: Json = False) -> None:
+    """Print the public half of your key, which is made the first time. From then on it signs the code you submit.
+
+    Example: atoll key
+    """
+    from atoll.console.document import user_key
+    from atoll.console.show import text
+
+    made = user_key(make=True)
+    assert made is not None, "it was made"
+    of(context).emit({"key": str(made.public)}, text(made.public), as_json)
+
+
+def _changes(reviews: "Reviews", code: str) -> "Iterator[str]":
+    """Yield the lines of a unified diff of each file, from the last approved code of the task."""
+    import difflib
+
+    from atoll.spec.model import Bundle
+
+    before = reviews.before(code)
+    old, new = before[1] if before is not None else Bundle(files={}), reviews.text(code)
+    for name in sorted({*old.files, *new.files}):
+        was, now = (one.files.get(name, "").splitlines() for one in (old, new))
+        yield from difflib.unified_diff(was, now, f"before/{name}", f"now/{name}", lineterm="")
+
+
+def _coloured(line: str) -> "Text":
+    from atoll.console.show import text
+
+    return text(line, _STYLES.get(line[:1], ""))
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+@contextmanager
+def _reviews(context: typer.Context, at: str | None) -> "Iterator[Reviews]":
+    """A site's reviews while a command works on them; what it decides is in the site's own journal."""
+    from atoll.console.document import site_folder
+    from atoll.journal import Journal
+    from atoll.runtime.reviews import Reviews
+
+    folder = site_folder(of(context).home, at)
+    with Journal(folder / "journal.db", folder.name) as journal:
+        yield Reviews(folder, journal, lambda event: journal.append(event, actor=_user()))
