@@ -7,17 +7,22 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from atoll.errors import Unavailable
+from atoll.runtime.cells import Cells
 from atoll.runtime.local import LocalExecutor
 from atoll.runtime.sandbox import Grant, missing
+from atoll.serving.deployments import Deployments
 from atoll.spec.compute import Compute
+from atoll.spec.model import Deployment
 from atoll.spec.plan import Layout
 from atoll.spec.sandbox import Limits
+from tests.answering import answering
 from tests.opening import opening
 from tests.system.processes import descendants
 from tests.system.rounds import Site, check_same
@@ -120,6 +125,51 @@ class Slow:
         with open(os.path.join(work, "told"), "w") as file:
             file.write(repr(sorted(name for name in os.listdir("/proc") if name.isdigit())))
         time.sleep(60)
+"""
+
+
+SPY = """\
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+
+def tried(do):
+    try:
+        return repr(do())
+    except BaseException as error:
+        return type(error).__name__
+
+
+class Risk:
+    def __init__(self, home, port, parent):
+        self.home, self.port, self.parent = home, port, parent
+        left = "import time; time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", left], start_new_session=True)
+
+    def model(self):
+        return torch.nn.Linear(1, 1)
+
+    def examples(self, rows):
+        return {"x": np.array(rows.table["age"].to_pylist(), np.float32)[:, None]}
+
+    def predict(self, model, batch):
+        found = {
+            "key": tried(lambda: open(os.path.join(self.home, "hub", "ca", "key.pem")).read()),
+            "home": tried(lambda: sorted(os.listdir(self.home))),
+            "code": tried(lambda: open(__file__, "a")),
+            "host": tried(lambda: socket.create_connection(("127.0.0.1", self.port), 2)),
+            "agent": tried(lambda: os.kill(self.parent, 15)),
+            "processes": str(len([name for name in os.listdir("/proc") if name.isdigit()])),
+            "limit": tried(lambda: np.ones(1 << 29).sum()),
+        }
+        return {"risk": model(batch["x"])[:, 0]} | {
+            name: np.array([words] * len(batch["x"])) for name, words in found.items()
+        }
 """
 
 
@@ -256,3 +306,37 @@ def test_a_worker_without_a_nursery_goes_in_too_and_an_order_has_its_time(begin,
     with pytest.raises(Unavailable, match="no reply to 'open' in 5 s"):
         group.order(opening(tmp_path, "Slow", "code", params={"work": str(work)}), 60)
     assert eventually(lambda: (work / "told").exists() and (work / "told").read_text() == "['1', '2']")
+
+
+def test_a_replica_answers_from_a_sandbox_and_finds_neither_keys_nor_a_network(closing, tmp_path):
+    home = tmp_path / "home"
+    (home / "hub" / "ca").mkdir(parents=True)
+    (home / "hub" / "ca" / "key.pem").write_text("the hub's key")
+    (home / "hub" / "replicas.yaml").write_text("sandbox: required\nlimits: {memory_bytes: 3000000000}\n")
+    deployments = closing(Deployments(tmp_path / "logs", cells=Cells.of(home)))
+    model, bundle, weights = answering(home, SPY)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        params = {"home": str(home), "port": server.getsockname()[1], "parent": os.getpid()}
+        model = model.model_copy(update={"params": params})
+        deployment = Deployment(name="heart", model="heart@1")
+        view = deployments.start(deployment, model, bundle, weights, {"age": "double"})
+        assert (view.state, view.words) == ("answering", "")
+        reply = httpx.post(f"{view.url}/predict", json={"rows": [{"age": 3}]}, timeout=30).json()
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert reply["answers"] == [
+        {
+            "risk": 7.0,
+            "key": "FileNotFoundError",
+            "home": "['blobs', 'bundle']",
+            "code": "OSError",
+            "host": "ConnectionRefusedError",
+            "agent": "ProcessLookupError",
+            "processes": "3",  # the sandbox's first, this one, and the one that it left behind
+            "limit": "MemoryError",
+        }
+    ]
+    assert deployments.stop("heart").state == "stopped"
+    assert not descendants(os.getpid())
+    assert deployments.start(deployment, model, bundle, weights, {"age": "double"}).state == "answering"

@@ -11,16 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
-import numpy as np
 import pytest
 
 from atoll.errors import Invalid, NotFound
-from atoll.registry.blobs import Blobs
-from atoll.registry.weights import save
 from atoll.serving.deployments import Deployments
 from atoll.serving.placement import Placement
-from atoll.spec.document import sha256
-from atoll.spec.model import Deployment, Lineage, Model, TensorSpec
+from atoll.spec.model import Deployment
+from tests.answering import answering
 
 pytestmark = pytest.mark.system
 
@@ -56,30 +53,15 @@ class Risk:
 @pytest.fixture
 def here(tmp_path):
     """A model y = 2x + 1 in a store, its bundle, and deployments that are closed in the end."""
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "task.py").write_text(TASK)
-    signature = (TensorSpec(name="weight", shape=(1, 1)), TensorSpec(name="bias", shape=(1,)))
-    blobs = Blobs(tmp_path / "blobs")
-    weights = blobs.put(save(np.array([2, 1], np.float32), signature))
-    model = Model(
-        name="heart",
-        version=1,
-        weights=weights,
-        code=sha256(b"code"),
-        task="Risk",
-        file="task.py",
-        signature=signature,
-        lineage=Lineage(run="run-1", job=sha256(b"j"), plan=sha256(b"p"), code=sha256(b"code")),
-    )
+    model, bundle, weights = answering(tmp_path, TASK)
     deployments = Deployments(tmp_path / "logs")
 
     def start(**changes):
         deployment = Deployment(name="heart", model="heart@1", **changes)
-        return deployments.start(deployment, model, bundle, blobs.local(weights), {"age": "double"})
+        return deployments.start(deployment, model, bundle, weights, {"age": "double"})
 
     yield SimpleNamespace(
-        start=start, deployments=deployments, model=model, bundle=bundle, weights=blobs.local(weights), folder=tmp_path
+        start=start, deployments=deployments, model=model, bundle=bundle, weights=weights, folder=tmp_path
     )
     deployments.close()
 
@@ -147,6 +129,21 @@ def test_a_port_in_use_is_told_and_another_try_replaces_the_failure(here):
         assert view.words.startswith(f"port: {port} cannot be had (Address already in use); stop what holds it")
         assert here.deployments.views() == (view,)
     assert here.start(port=port).url == f"http://127.0.0.1:{port}"
+
+
+def test_one_that_is_stopped_while_it_starts_is_not_there_and_another_takes_its_place(here):
+    (here.bundle / "task.py").write_text("import time\nopen(__file__ + '.seen', 'w').close()\ntime.sleep(60)\n")
+    with ThreadPoolExecutor(1) as starter:
+        starting = starter.submit(here.start)
+        assert eventually((here.bundle / "task.py.seen").exists)
+        assert here.deployments.stop("heart").state == "stopped"
+        view = starting.result()
+    assert (view.state, view.url) == ("failed", "")
+    assert "its process ended before it was ready" in view.words
+    assert here.deployments.views() == ()
+    assert replicas_of(os.getpid()) == []
+    (here.bundle / "task.py").write_text(TASK)
+    assert here.start().state == "answering"
 
 
 def test_what_cannot_be_loaded_is_told(here):

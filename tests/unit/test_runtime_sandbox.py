@@ -1,15 +1,17 @@
 """What a sandbox is built of, and what is taken out of the one folder that may be written to in it."""
 
 import os
+import sys
 
 import pytest
 
-from atoll.errors import Denied, Invalid, TaskFailed
+from atoll.errors import Denied, Invalid, TaskFailed, Unavailable
 from atoll.runtime import sandbox
+from atoll.runtime.cells import Cells
 from atoll.runtime.local import LocalExecutor
 from atoll.runtime.sandbox import Grant, arguments
 from atoll.runtime.written import ordered_into, take
-from atoll.spec.document import parse
+from atoll.spec.document import parse, parse_json, read_yaml
 from atoll.spec.fleet import SiteFile
 from atoll.spec.order import Ahead, Evaluate, Initialise
 from atoll.spec.sandbox import Limits
@@ -53,6 +55,33 @@ def test_where_no_sandbox_can_be_had_workers_go_without_or_not_at_all(monkeypatc
     assert required.refuses.startswith("sandbox: it is required here, and there is none: bubblewrap is not installed")
 
 
+def test_replicas_go_without_or_not_at_all_where_their_hub_says_so(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "hub").mkdir()
+    file = tmp_path / "hub" / "replicas.yaml"
+    sandbox.missing.cache_clear()
+    try:
+        bare = Cells.of(tmp_path)([])
+        assert bare.command("json.tool") == [sys.executable, "-P", "-m", "json.tool"]
+        assert (bare.fds, dict(bare.environment)) == ((), {})
+        assert caplog.messages == [
+            "sandbox: replicas run without one: bubblewrap is not installed; "
+            "install it from the distribution (apt-get install bubblewrap)"
+        ]
+        file.write_text("sandbox: required")
+        with pytest.raises(Unavailable, match="requires one, and there is none: bubblewrap is not installed"):
+            Cells.of(tmp_path)([])
+        file.write_text("{sandbox: off, limits: {nice: 3}}")
+        words = Cells.of(tmp_path)([]).command("json.tool")
+        assert words[-2:] == ["-", "json.tool"]
+        assert parse_json(Limits, words[-3].encode(), "limits") == Limits(nice=3)
+    finally:
+        sandbox.missing.cache_clear()
+    file.write_text("limits: {order_seconds: 3}")
+    with pytest.raises(Invalid, match=r"replicas\.yaml: limits: .*order_seconds is for who takes orders"):
+        Cells.of(tmp_path)
+
+
 def test_a_site_that_requires_one_and_has_none_refuses_a_run_before_any_worker(lyon):
     lyon.workers.refuses = "sandbox: it is required here, and there is none: bubblewrap is not installed"
     with pytest.raises(Denied, match="lyon refuses: sandbox: it is required here"):
@@ -72,6 +101,12 @@ def test_what_ray_starts_can_be_in_no_sandbox_and_says_so(field):
     with pytest.raises(Invalid, match="Ray's own processes start its ranks, and none of them is in a sandbox"):
         parse(SiteFile, {"name": "lyon", "executor": {"kind": "ray", **field}}, "site.yaml")
     assert SiteFile.model_validate({"name": "lyon", "executor": {"kind": "ray", "sandbox": "off"}})
+
+
+@pytest.mark.parametrize("word", ["off", "on", "required"])
+def test_a_site_says_in_yaml_whether_it_wants_one(tmp_path, word):
+    (tmp_path / "site.yaml").write_text(f"name: lyon\nexecutor: {{sandbox: {word}}}")
+    assert parse(SiteFile, read_yaml(tmp_path / "site.yaml"), "site.yaml").executor.sandbox == word
 
 
 @pytest.fixture

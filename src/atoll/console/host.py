@@ -130,6 +130,7 @@ def find(home: Path, token: str | None = None) -> Address | None:
 
 
 def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
+    from atoll.runtime.cells import Cells
     from atoll.runtime.hub import Hub, take
     from atoll.serving.deployments import Deployments
 
@@ -149,7 +150,7 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
     allow_files(_FILES)
     try:
         trim_home(home)
-        hub = Hub(home, Deployments(home / "hub" / "logs"), site_port, lock)
+        hub = Hub(home, Deployments(home / "hub" / "logs", cells=Cells.of(home)), site_port, lock)
     except BaseException:
         lock.close()
         raise

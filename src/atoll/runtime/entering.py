@@ -1,9 +1,10 @@
 """How a worker process goes into a sandbox (`atoll.runtime.sandbox`), before it runs anybody's code.
 
-    python -P -m atoll.runtime.entering LIMITS ROOM_FD|- ARGUMENT...
+    python -P -m atoll.runtime.entering LIMITS ROOM_FD|- MODULE ARGUMENT...
 
-limits itself, goes in where there is a room, and becomes a worker with these arguments. A nursery's child calls `enter`
-itself. Nobody comes out again: once inside, a process has no capability, cannot gain one, and makes no namespaces.
+limits itself, goes in where there is a room, and becomes this module with these arguments. A nursery's child calls
+`enter` itself. Nobody comes out again: once inside, a process has no capability, cannot gain one, and makes no
+namespaces.
 """
 
 import ctypes
@@ -84,11 +85,11 @@ def _end_with(inside: int) -> NoReturn:
 
 
 def main() -> None:
-    limits, room, *arguments = sys.argv[1:]
+    limits, room, module, *arguments = sys.argv[1:]
     limit(parse_json(Limits, limits.encode(), "limits"))
     if room != "-":
         enter(int(room))
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "atoll.runtime.worker", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606
 
 
 if __name__ == "__main__":

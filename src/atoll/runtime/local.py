@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -207,10 +206,7 @@ def _started(
     words: Sequence[str], environment: Mapping[str, str], files: Sequence[int], room: int | None, limits: Limits
 ) -> Started:
     told, said, output, *fds = files
-    python = [sys.executable, "-P", "-m"]
-    line = [*python, "atoll.runtime.worker"]
-    if room is not None or limits != Limits():
-        line = [*python, "atoll.runtime.entering", limits.model_dump_json(), "-" if room is None else str(room)]
+    line = sandbox.command("atoll.runtime.worker", room, limits)
     return Started(
         subprocess.Popen(
             [*line, *words, *map(str, (said, *fds))],
@@ -332,7 +328,7 @@ class LocalExecutor:
                 raise Unavailable(f"worker: cannot be started ({error}); free memory or processes") from None
 
         ranks: list[Rank] = []
-        where = grant.folder if room is not None and grant is not None else folder
+        where = grant.folder if room is not None and grant is not None and grant.folder is not None else folder
         group = LocalGroup(ranks, where / f"meeting-{uuid.uuid4().hex}", self._silence, begin)
         group.mirrors, group.room = mirrors, room
         group.longest = self._limits.order_seconds or math.inf

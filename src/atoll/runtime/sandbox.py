@@ -39,12 +39,20 @@ class Grant:
 
     hidden: Path  # the party's own folder: keys, journal, other runs
     readable: tuple[Path, ...]  # code, dataset, what the run keeps here
-    folder: Path  # the only one that it may write to
+    folder: Path | None  # the only one that it may write to, besides /tmp in memory
 
 
 def homeless() -> dict[str, str]:
     """Return what the environment of a process says where it can see no home of anybody's."""
     return {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the room's own, in memory
+
+
+def command(module: str, room: int | None, limits: Limits) -> list[str]:
+    """Return the command line of a module that goes into the room of this pidfd, where there is one, within limits."""
+    python = [sys.executable, "-P", "-m"]
+    if room is None and limits == Limits():
+        return [*python, module]
+    return [*python, "atoll.runtime.entering", limits.model_dump_json(), "-" if room is None else str(room), module]
 
 
 class Room:
@@ -126,8 +134,9 @@ def arguments(grant: Grant, limits: Limits) -> list[str]:
     words += ["--tmpfs", str(_whole(grant.hidden)), "--dir", os.getcwd()]  # relative paths mean the same inside
     for path in grant.readable:
         words += ["--ro-bind", str(path.absolute()), str(path.absolute())]
-    folder = str(grant.folder.absolute())
-    return [*words, "--bind", folder, folder, "--remount-ro", "/"]
+    if grant.folder is not None:
+        words += ["--bind", str(grant.folder.absolute()), str(grant.folder.absolute())]
+    return [*words, "--remount-ro", "/"]
 
 
 def _shown(paths: Iterable[Path]) -> list[str]:

@@ -4,16 +4,18 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from atoll.errors import AtollError, Invalid, NotFound, Unavailable
-from atoll.serving.placement import Placement, Ready
+from atoll.serving.placement import Placement, Ready, no_port
 from atoll.spec.document import near_miss, parse_json
 from atoll.spec.model import Deployment, Model
 from atoll.spec.pretrained import Pretrained
@@ -21,13 +23,56 @@ from atoll.spec.run import DeploymentView
 
 _PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME")
 _READY_LIMIT = 64 * 1024  # bytes of the ready line
+_TAKEN = 3.0  # seconds to wait for a port that an ending replica still holds
+_REPLICA = "atoll.serving.replica"
+
+
+class Cell(Protocol):
+    """What one replica lives in, made by whoever knows how to hold a process that runs user code."""
+
+    @property
+    def fds(self) -> tuple[int, ...]: ...  # that its process inherits
+    @property
+    def environment(self) -> Mapping[str, str]: ...  # of what it has to know there
+    def command(self, module: str) -> list[str]: ...
+    def close(self) -> None: ...
+
+
+class _Open:
+    """No cell: the process sees what its user sees."""
+
+    fds: tuple[int, ...] = ()
+    environment: Mapping[str, str] = {}
+
+    def command(self, module: str) -> list[str]:
+        return [sys.executable, "-P", "-m", module]
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 @dataclass(slots=True)
 class _Replica:
     deployment: Deployment
     process: subprocess.Popen[bytes] | None = None
+    cell: Cell | None = None
+    url: str = ""
     ready: Ready | None = None
+
+    def end(self, grace: float) -> None:
+        """End its process, by SIGTERM first where it has a grace, and what is left in its cell.
+
+        While it starts its pipes are let be: whoever starts it reads them, sees it end, and ends it for good.
+        """
+        if self.process is not None:
+            _end(self.process, grace)
+        if self.cell is not None:
+            self.cell.close()
+        if self.process is not None and self.ready is not None:
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
 
     def view(self) -> DeploymentView:
         ready = self.ready
@@ -42,7 +87,7 @@ class _Replica:
                 "failed",
                 f"deployment {self.deployment.name}: its process ended ({_ended(code)}); deploy it again",
             )
-        url = ready.url if ready and ready.url and state == "answering" else ""
+        url = self.url if state == "answering" else ""
         return DeploymentView(name=self.deployment.name, model=self.deployment.model, url=url, state=state, words=words)
 
 
@@ -50,10 +95,18 @@ class Deployments:
     """Starts, lists and ends replicas, from any thread. ``logs`` is the folder for what they write to stderr.
 
     `start` blocks until the replica answers or fails, for at most ``patience`` seconds; call it in a thread.
+    ``cells`` makes what each lives in, of the paths that it has to read.
     """
 
-    def __init__(self, logs: Path, patience: float = 60.0, grace: float = 8.0) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        patience: float = 60.0,
+        grace: float = 8.0,
+        cells: Callable[[Sequence[Path]], Cell] = lambda _: _Open(),
+    ) -> None:
         self._logs = logs
+        self._cells = cells
         self._patience = patience
         self._grace = grace
         self._replicas: dict[str, _Replica] = {}
@@ -85,21 +138,46 @@ class Deployments:
             if before is not None and before.view().state != "failed":
                 raise Invalid(f"deployment: {deployment.name!r} is {before.view().state} already; stop it first")
             replica = self._replicas[deployment.name] = _Replica(deployment)
-        try:
-            process = self._spawn(deployment.name)
-            with self._lock:
-                gone = self._replicas.get(deployment.name) is not replica  # stopped before it had a process
-                replica.process = process
-            if gone:
-                _end(process, 0.0)
-            replica.ready = _meet(process, placement, self._patience)
-        except AtollError as error:
-            replica.ready = Ready(
-                failed=f"deployment {deployment.name}: {error}; its log is {self._log(deployment.name)}"
-            )
-        if replica.ready.failed is not None and replica.process is not None:
-            _end(replica.process, 0.0)
+        if before is not None:
+            before.end(0.0)
+        ready = self._met(replica, placement)
+        with self._lock:
+            replica.ready = ready
+            gone = self._replicas.get(deployment.name) is not replica  # somebody stopped it meanwhile
+        if gone or ready.failed is not None:
+            replica.end(0.0)
         return replica.view()
+
+    def _met(self, replica: _Replica, placement: Placement) -> Ready:
+        name = replica.deployment.name
+        try:
+            door = _bound(replica.deployment)
+        except OSError as error:
+            return Ready(failed=no_port(replica.deployment.port, error))
+        host, port = door.getsockname()
+        replica.url = f"http://{host}:{port}"  # whatever the code in it would have people ask
+        try:
+            with door:
+                return self._started(replica, placement, door)
+        except AtollError as error:
+            return Ready(failed=f"deployment {name}: {error}; its log is {self._log(name)}")
+
+    def _started(self, replica: _Replica, placement: Placement, door: socket.socket) -> Ready:
+        """Start the process and return what it says; the door is its own from then on."""
+        paths = [Path(placement.bundle), Path(placement.weights)]
+        cell = self._cells(paths if placement.pretrained is None else [*paths, Path(placement.pretrained.path)])
+        try:
+            process = self._spawn(replica.deployment.name, cell, door)
+        except Unavailable:
+            cell.close()
+            raise
+        door.close()
+        with self._lock:
+            gone = self._replicas.get(replica.deployment.name) is not replica  # stopped before it had a process
+            replica.process, replica.cell = process, cell
+        if gone:
+            raise Unavailable("it was stopped before it began")
+        return _meet(process, placement, self._patience)
 
     def stop(self, name: str) -> DeploymentView:
         """End the replica: SIGTERM, then SIGKILL once its grace is over. Raises `NotFound`."""
@@ -109,8 +187,7 @@ class Deployments:
         if replica is None:
             mend = near_miss(name, known) or "; start one with `atoll deploy`"
             raise NotFound(f"deployment: there is no {name!r}{mend}")
-        if replica.process is not None:
-            _end(replica.process, self._grace)
+        replica.end(self._grace)
         return DeploymentView(name=name, model=replica.deployment.model, url="", state="stopped")
 
     def views(self) -> tuple[DeploymentView, ...]:
@@ -122,25 +199,26 @@ class Deployments:
         """End every replica at once; none is left when this returns."""
         with self._lock:
             replicas, self._replicas = list(self._replicas.values()), {}
-        processes = [replica.process for replica in replicas if replica.process is not None]
-        for process in processes:
-            _signal(process, signal.SIGTERM)
+        for replica in replicas:
+            if replica.process is not None:
+                _signal(replica.process, signal.SIGTERM)
         until = time.monotonic() + self._grace
-        for process in processes:
-            _end(process, max(0.0, until - time.monotonic()))
+        for replica in replicas:
+            replica.end(max(0.0, until - time.monotonic()))
 
-    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, cell: Cell, door: socket.socket) -> subprocess.Popen[bytes]:
         # The user's code runs there: it gets none of our secrets, and no module from the current folder (-P).
         environment = {key: os.environ[key] for key in _PASSED if key in os.environ}
-        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **cell.environment}
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
             with self._log(name).open("ab") as log:
                 return subprocess.Popen(
-                    [sys.executable, "-P", "-m", "atoll.serving.replica"],
+                    [*cell.command(_REPLICA), str(door.fileno())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
+                    pass_fds=(door.fileno(), *cell.fds),
                     env=environment,
                     start_new_session=True,  # a group of its own: Ctrl-C is the hub's to handle
                 )
@@ -149,6 +227,24 @@ class Deployments:
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
+
+
+def _bound(deployment: Deployment) -> socket.socket:
+    """Take the port before the slow loading begins; nobody is let in until the replica listens. Raises `OSError`."""
+    until = time.monotonic() + _TAKEN
+    while True:
+        # With the protocol named: asyncio sets TCP_NODELAY only then, and without it an answer takes 40 ms more.
+        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((deployment.host, deployment.port))
+        except OSError:
+            door.close()
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        else:
+            return door
 
 
 def _meet(process: subprocess.Popen[bytes], placement: Placement, patience: float) -> Ready:
@@ -189,10 +285,6 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> None:
     if _wait(process, grace) is None:
         _signal(process, signal.SIGKILL)
         process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:

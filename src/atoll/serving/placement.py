@@ -1,9 +1,5 @@
 """What the hub tells a replica when it starts one, and what the replica says back: one JSON line each way."""
 
-from typing import Self
-
-from pydantic import NonNegativeInt, model_validator
-
 from atoll.spec.document import Document
 from atoll.spec.model import Deployment, Model
 from atoll.spec.pretrained import Pretrained
@@ -20,15 +16,12 @@ class Placement(Document):
     pretrained: Pretrained | None = None  # what the model names by digest, where it lies on this machine
 
 
+def no_port(port: int, error: OSError) -> str:
+    """Return the words for a port that cannot be had."""
+    return f"port: {port} cannot be had ({error.strerror}); stop what holds it, or take port: 0 for a free one"
+
+
 class Ready(Document):
-    """The replica answers at `url`, or `failed` says why it does not."""
+    """The replica answers, or `failed` says why it does not."""
 
-    url: str | None = None
-    pid: NonNegativeInt = 0
     failed: str | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.url is None) == (self.failed is None):
-            raise ValueError("needs either a url or a failure")
-        return self

@@ -1,9 +1,11 @@
 """The process that answers: one model behind HTTP on a loopback port.
 
-    python -m atoll.serving.replica
+    python -m atoll.serving.replica DOOR_FD
 
-It reads one `Placement` as a JSON line on stdin, and writes one `Ready` as a JSON line on stdout. It ends when its
-stdin ends, because then the hub that started it is gone, and on SIGTERM; either way requests in flight are answered.
+Its door is a socket that the hub has bound, for it may live where there is no network to take a port of. It reads one
+`Placement` as a JSON line on stdin, and writes one `Ready` as a JSON line on stdout. It ends when its stdin ends,
+because then the hub that started it is gone, and on SIGTERM; either way requests in flight are answered, unless it
+lives in a sandbox, which is gone with the hub.
 """
 
 import asyncio
@@ -13,7 +15,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ import uvicorn
 from atoll.errors import AtollError, Unavailable
 from atoll.serving.batcher import Batcher
 from atoll.serving.http import application
-from atoll.serving.placement import Placement, Ready
+from atoll.serving.placement import Placement, Ready, no_port
 from atoll.serving.punctual import CONNECTIONS, punctual
 from atoll.spec.document import parse_json
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from atoll.serving.engine import Engine
 
 _DRAIN = 5  # seconds for requests in flight when the replica is told to end
-_TAKEN = 3.0  # seconds to wait for a port that an ending replica still holds
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
     os.dup2(2, 1)  # what the user's code prints belongs in the log, not in front of the ready line
     try:
         placement = parse_json(Placement, sys.stdin.buffer.readline(), "placement")
-        door = _bind(placement)
+        door = socket.socket(fileno=int(sys.argv[1]))
         # ONE thread for all torch work, the loading too: it owns torch's thread settings.
         thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
         engine = thread.submit(_load, placement).result()
@@ -67,35 +67,11 @@ def _load(placement: Placement) -> "Engine":
     return engine.load(Path(placement.bundle), placement.model, weights, placement.columns, placement.pretrained)
 
 
-def _bind(placement: Placement) -> socket.socket:
-    """Take the port before the slow loading begins; nobody is let in until `listen`."""
-    address = (placement.deployment.host, placement.deployment.port)
-    until = time.monotonic() + _TAKEN
-    while True:
-        # With the protocol named: asyncio sets TCP_NODELAY only then, and without it an answer takes 40 ms more.
-        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            door.bind(address)
-        except OSError as error:
-            door.close()
-            if time.monotonic() > until:
-                raise Unavailable(_no_port(address[1], error)) from error
-            time.sleep(0.1)
-        else:
-            return door
-
-
-def _no_port(port: int, error: OSError) -> str:
-    return f"port: {port} cannot be had ({error.strerror}); stop what holds it, or take port: 0 for a free one"
-
-
 async def _answer(
     placement: Placement, engine: "Engine", thread: ThreadPoolExecutor, door: socket.socket, voice: IO[str]
 ) -> None:
     deployment = placement.deployment
     batcher = Batcher(engine.predict, thread, deployment.max_batch, deployment.queue)
-    port = int(door.getsockname()[1])
 
     @contextlib.asynccontextmanager
     async def life(_: object) -> AsyncIterator[None]:
@@ -109,7 +85,7 @@ async def _answer(
     try:
         door.listen(2048)  # from here on connections queue, so it is true to say that it answers
     except OSError as error:
-        _say(voice, Ready(failed=_no_port(port, error)))
+        _say(voice, Ready(failed=no_port(deployment.port, error)))
         raise SystemExit(1) from error
     app = application(placement.model, engine.columns.check, batcher, life)
     config = uvicorn.Config(
@@ -131,7 +107,7 @@ async def _answer(
     signal.signal(signal.SIGTERM, end)
     orphaned = asyncio.create_task(_stdin_ends())
     orphaned.add_done_callback(end)
-    _say(voice, Ready(url=f"http://{deployment.host}:{port}", pid=os.getpid()))
+    _say(voice, Ready())
     await server.serve(sockets=[door])
     orphaned.cancel()
 
