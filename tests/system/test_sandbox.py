@@ -275,6 +275,7 @@ class Granting:
 
     def start(self, layout, folder):
         site = folder.parent
+        (site / "home").mkdir(exist_ok=True)
         return self.executor.start(layout, folder, Grant(site / "home", (site / "code", site / "rows.parquet"), site))
 
 
@@ -296,7 +297,7 @@ def test_ranks_in_a_sandbox_train_to_the_same_bits_and_go_on_without_a_lost_one(
 def test_a_worker_without_a_nursery_goes_in_too_and_an_order_has_its_time(begin, closing, tmp_path, eventually):
     executor = begin(Limits(order_seconds=5))
     executor.close()  # and with it its nursery
-    for name in ("code", "work"):
+    for name in ("code", "work", "home"):
         (tmp_path / name).mkdir()
     (tmp_path / "code" / "task.py").write_text(SLOW)
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "rows.parquet")

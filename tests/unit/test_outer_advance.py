@@ -126,6 +126,6 @@ def test_beside_weights_and_moments_memory_is_a_few_windows_however_many_updates
         tracemalloc.stop()
         return found
 
-    few, many = peak(2), peak(16)
+    few, many = (min(peak(count) for _ in range(3)) for count in (2, 16))  # threads of other tests add to a peak
     assert many < START.nbytes + 2 * 12 * 4 * CHUNK  # the weights after, and for each thread about twelve windows
     assert many < few + 4 * CHUNK

@@ -180,8 +180,10 @@ def missing() -> str:
     if shutil.which("bwrap") is None:
         return "bubblewrap is not installed; install it from the distribution (apt-get install bubblewrap)"
     with tempfile.TemporaryDirectory(prefix="atoll-") as folder:
+        home = Path(folder) / "home"
+        home.mkdir()  # in a folder that is shown read-only, such as Python's own, bubblewrap can make none
         try:
-            Room(Grant(Path(folder) / "home", (), Path(folder)), Limits()).close()
+            Room(Grant(home, (), Path(folder)), Limits()).close()
         except (Unavailable, OSError, subprocess.SubprocessError) as error:
             return str(error)
     return ""
