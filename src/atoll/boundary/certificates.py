@@ -4,7 +4,6 @@ ECDSA on P-256 with SHA-256. The root may sign leaves only (path length 0). A le
 hub's as server, every other as client, so that no member can pose as the hub. Profile: RFC 5280.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from atoll import private
 from atoll.boundary.identity import (
     UNREADABLE,
     Identity,
@@ -29,7 +29,7 @@ from atoll.boundary.identity import (
     pem_of,
     private_key,
 )
-from atoll.errors import Corrupt, Denied, Invalid, NotFound, Unavailable
+from atoll.errors import Corrupt, Invalid, NotFound
 from atoll.spec.document import Digest
 
 SITE_LIFE = timedelta(hours=24)
@@ -65,8 +65,9 @@ class Authority:
     def create(folder: Path) -> "Authority":
         """Make a CA. Raises `Invalid` when there is one: another would lock every site out."""
         path = folder / "root.pem"
+        known = f"{path}: this hub has a CA; sites know it by that one, so it is kept"
         if path.exists():
-            raise Invalid(f"{path}: this hub has a CA; sites know it by that one, so it is kept")
+            raise Invalid(known)
         key = new_key()
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"Atoll hub {hub_of(key.public_key())}")])
         usage = x509.KeyUsage(False, False, False, False, False, True, False, False, False)
@@ -76,7 +77,9 @@ class Authority:
             .add_extension(usage, critical=True)
             .sign(key, hashes.SHA256())
         )
-        _write_new(path, pem_of(key) + _pem(root))
+        if not private.create(path, pem_of(key) + _pem(root)):
+            raise Invalid(known)
+        folder.chmod(0o700)
         return Authority(folder)
 
     def identity(self, names: Sequence[str] = ()) -> Identity:
@@ -184,15 +187,9 @@ def _name(name: str) -> x509.GeneralName:
 
 
 def _read(path: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    try:
-        data = path.read_bytes()
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise NotFound(f"{path}: this hub has no CA yet; make one with: atoll hub init") from None
-    except OSError as error:
-        raise Unavailable(f"{path}: cannot be read ({error.strerror}); check who owns it") from None
-    if mode & 0o077:
-        raise Denied(f"{path}: others than its owner can use the CA's key; run chmod 600 on it and ask who has it")
+    data = private.read(path, "others than its owner can use the CA's key; run chmod 600 on it and ask who has it")
+    if data is None:
+        raise NotFound(f"{path}: this hub has no CA yet; make one with: atoll hub init")
     try:
         key, root = private_key(data), x509.load_pem_x509_certificate(data)
     except ValueError:
@@ -200,27 +197,6 @@ def _read(path: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     if root.public_key() != key.public_key():
         raise Corrupt(f"{path}: its certificate is for another key; restore it from a copy")
     return key, root
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    """Write a private file whole or not at all, and never over another."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(fresh, path)  # unlike a rename it fails when another process made one meanwhile
-        except FileExistsError:
-            raise Invalid(f"{path}: this hub has a CA; sites know it by that one, so it is kept") from None
-        finally:
-            fresh.unlink()
-    except OSError as error:
-        raise Unavailable(f"{path}: cannot be written ({error.strerror}); check space and permissions") from None
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

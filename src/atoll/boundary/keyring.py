@@ -4,16 +4,16 @@ Keys lie in identity.json, or in joining.json until the hub has certified them; 
 interrupted join or renewal leaves the one before it and may be repeated.
 """
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
 
+from atoll import private
 from atoll.boundary.certificates import SKEW
 from atoll.boundary.identity import UNREADABLE, Identity, Ticket, check_issued, new_key, pem_of, private_key, request
-from atoll.errors import Corrupt, Denied, Invalid, NotFound, Unavailable
+from atoll.errors import Corrupt, Denied, Invalid, NotFound
 from atoll.spec.document import Digest, Document, parse_json
 
 Certify = Callable[[bytes], bytes]  # a request as PEM -> the certificate as PEM
@@ -94,7 +94,7 @@ class Keyring:
         if found is not None and found.invitation == ticket.invitation:
             return found
         fresh = _Kept(invitation=ticket.invitation, key=pem_of(new_key()).decode(), root=ticket.identity.root.decode())
-        _write(self._joining, fresh)
+        private.write(self._joining, fresh.model_dump_json().encode())
         return fresh
 
     def _keep(self, asked: _Kept, certificate: bytes) -> None:
@@ -108,20 +108,15 @@ class Keyring:
         if peer.name != self._name:
             raise Denied(f"certificate: the hub made it for {peer.name!r} and this is {self._name!r}; ask for another")
         kept = asked.model_copy(update={"certificate": certificate.decode()})
-        _write(self._file, kept)
+        private.write(self._file, kept.model_dump_json().encode())
         self._joining.unlink(missing_ok=True)
         self._kept = kept
 
 
 def _read(path: Path) -> _Kept | None:
-    try:
-        data, mode = path.read_bytes(), path.stat().st_mode
-    except FileNotFoundError:
+    data = private.read(path, "others than its owner can use the site's key; run chmod 600 on it, or join anew")
+    if data is None:
         return None
-    except OSError as error:
-        raise Unavailable(f"{path}: cannot be read ({error.strerror}); check who owns it") from None
-    if mode & 0o077:
-        raise Denied(f"{path}: others than its owner can use the site's key; run chmod 600 on it, or join anew")
     try:
         kept = parse_json(_Kept, data, str(path))
         private_key(kept.key.encode())
@@ -135,17 +130,3 @@ def _read(path: Path) -> _Kept | None:
 
 def _spoilt(path: Path) -> Corrupt:
     return Corrupt(f"{path}: it is not what was written there; remove it and join with a new token")
-
-
-def _write(path: Path, kept: _Kept) -> None:
-    """Replace a private file whole: a reader, also after a crash, sees the old one or the new one."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(kept.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        raise Unavailable(f"{path}: cannot be written ({error.strerror}); check space and permissions") from None

@@ -111,13 +111,13 @@ def user_token(
 
     Example: atoll user token ada --hours 8 --scope submit --out ada.token
     """
-    from atoll.console.private import write_private
+    from atoll import private
     from atoll.console.show import text
 
     with of(context).hub() as hub:
         token = hub.people.token(name, hours, tuple(scope or ["all"]))
     if out is not None:
-        write_private(out, f"{token}\n")
+        private.write(out, f"{token}\n".encode())
         say(f"The token of {name} is in {out}; it is good for {hours:g} hours.")
         return
     of(context).emit(token, text(token), as_json=False)

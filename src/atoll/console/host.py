@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atoll import private
 from atoll.console import login
 from atoll.console.logs import trim_home
-from atoll.console.private import write_private
 from atoll.console.proofs import proof
 from atoll.errors import Unavailable
 
@@ -166,11 +166,11 @@ def _start(home: Path, sites: bool, port: int, site_port: int) -> Address:
         hub.close()
 
     try:
-        write_private(_token_file(home), token)
+        private.write(_token_file(home), token.encode())
         if sites:
             hub.start_sites()
         # Last: a command that finds this hub would otherwise find it without its sites.
-        write_private(_address_file(home), json.dumps({"pid": os.getpid(), "url": server.url}))
+        private.write(_address_file(home), json.dumps({"pid": os.getpid(), "url": server.url}).encode())
     except BaseException:
         close()
         raise

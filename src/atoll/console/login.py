@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any, cast
 
-from atoll.console.private import write_private
+from atoll import private
 from atoll.console.proofs import fingerprint, signed, signer
 from atoll.errors import Denied, Invalid, NotFound, Unavailable
 from atoll.spec.document import Document, parse_json
@@ -31,15 +31,11 @@ def given_token(file: Path | None) -> str | None:
     """Return the token of a file, else of the environment, else None. Raises `NotFound`, `Denied`, `Invalid`."""
     if file is None:
         return os.environ.get("ATOLL_TOKEN", "").strip() or None
-    try:
-        text, mode = file.read_text(encoding="utf-8").strip(), file.stat().st_mode
-    except FileNotFoundError:
-        raise NotFound(f"{file}: there is no such file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"{file}: cannot be read as text ({error}); give the file of a token") from None
-    if mode & 0o077:
-        raise Denied(f"{file}: others can read this token; run chmod 600 on it, and ask for another token")
-    if not text or len(text) > _LONGEST:
+    data = private.read(file, "others can read this token; run chmod 600 on it, and ask for another token")
+    if data is None:
+        raise NotFound(f"{file}: there is no such file; check the path")
+    text = data.decode(errors="ignore").strip()
+    if not text or not text.isprintable() or len(text) > _LONGEST:
         raise Invalid(f"{file}: holds no token; it is one line, as `atoll user token` prints it")
     return text
 
@@ -59,7 +55,7 @@ def log_in(home: Path, url: str, token: str) -> None:
     # What another party signed, as an identity provider does, is for the hub to judge: it is believed this first time.
     if made and made != fingerprint(bytes.fromhex(key)):
         raise Denied(f"{url}: this hub did not make the token; check the address")
-    write_private(home / "login.json", Login(url=url, token=token, key=key).model_dump_json())
+    private.write(home / "login.json", Login(url=url, token=token, key=key).model_dump_json().encode())
 
 
 def log_out(home: Path) -> bool:

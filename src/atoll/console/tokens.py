@@ -4,7 +4,6 @@ A token is shown once and nowhere kept. What the journal has of it is its id, so
 that the journal does not know opens nothing, whoever had the key.
 """
 
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -12,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jwt
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from atoll.console.private import write_private
+from atoll import private
 from atoll.console.proofs import ISSUER, answer, fingerprint
-from atoll.errors import Corrupt, Denied, Invalid, NotFound, Unavailable
+from atoll.errors import Corrupt, Denied, Invalid, NotFound
+from atoll.journal.key import ed25519, pem
 from atoll.runtime.users import Users
 from atoll.spec.document import near_miss
 from atoll.spec.user import LOCAL, TokenIssued, User
@@ -117,23 +116,14 @@ class Tokens:
 
 
 def _kept(path: Path) -> Ed25519PrivateKey:
-    if not path.exists():
-        form = serialization.PrivateFormat.PKCS8
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-        write_private(path, pem.decode())
-    try:
-        data, mode = path.read_bytes(), os.stat(path).st_mode
-    except FileNotFoundError:
-        raise NotFound(f"{path}: the key of the users' tokens is gone; start the hub anew") from None
-    except OSError as error:
-        raise Unavailable(f"{path}: cannot be read ({error.strerror}); check who owns it") from None
-    if mode & 0o077:
-        raise Denied(f"{path}: others than its owner can make tokens; remove it, and all tokens end")
-    try:
-        key = serialization.load_pem_private_key(data, None)
-    except ValueError:
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
+    breach = "others than its owner can make tokens; remove it, and all tokens end"
+    data = private.read(path, breach)
+    if data is None:
+        private.create(path, pem(Ed25519PrivateKey.generate()))
+        data = private.read(path, breach)
+    if data is None:
+        raise NotFound(f"{path}: the key of the users' tokens is gone; start the hub anew")
+    key = ed25519(data)
+    if key is None:
         raise Corrupt(f"{path}: it holds no Ed25519 key; remove it, and all tokens end")
     return key

@@ -6,19 +6,17 @@ key itself in base64 (https://c2sp.org/signed-note). The name is `atoll/OWNER/FI
 
 import base64
 import binascii
-import os
 import re
-import secrets
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from atoll.durable import sync_folder
-from atoll.errors import Corrupt, Denied, Invalid, NotFound, Unavailable
+from atoll import private
+from atoll.errors import Corrupt, Invalid, NotFound
 
 LOG, WITNESS = b"\x01", b"\x04"  # types of key: what signs its own journal, and what cosigns another's
 _NAME = re.compile(r"atoll/([a-z0-9][a-z0-9_.-]{0,62})/([0-9a-f]{16})")
@@ -83,23 +81,17 @@ class Key:
 
         Raises `NotFound`, `Denied` where others can read it, `Corrupt` for a file that holds none, `Unavailable`.
         """
-        try:
-            if make and not path.exists():
-                _write_new(path, Ed25519PrivateKey.generate())
-            data, mode = path.read_bytes(), path.stat().st_mode
-        except FileNotFoundError:
-            raise NotFound(f"{path}: the key that signs this journal is gone; restore it from a copy") from None
-        except OSError as error:
-            raise Unavailable(f"{path}: cannot be used ({error.strerror}); check the place and its rights") from error
-        if mode & 0o077:
-            raise Denied(f"{path}: others than its owner can sign the journal; run chmod 600 on it and ask who has it")
-        try:
-            private = serialization.load_pem_private_key(data, None)
-        except ValueError:
-            private = None
-        if not isinstance(private, Ed25519PrivateKey):
+        breach = "others than its owner can sign the journal; run chmod 600 on it and ask who has it"
+        data = private.read(path, breach)
+        if data is None and make:
+            private.create(path, pem(Ed25519PrivateKey.generate()))  # two processes may begin a journal at once
+            data = private.read(path, breach)
+        if data is None:
+            raise NotFound(f"{path}: the key that signs this journal is gone; restore it from a copy")
+        key = ed25519(data)
+        if key is None:
             raise Corrupt(f"{path}: it holds no Ed25519 key; restore it from a copy")
-        return Key._of(owner, private)
+        return Key._of(owner, key)
 
     @staticmethod
     def _of(owner: str, private: Ed25519PrivateKey) -> "Key":
@@ -115,20 +107,16 @@ def decoded(text: str) -> bytes | None:
     return data if base64.b64encode(data).decode() == text else None
 
 
-def _write_new(path: Path, private: Ed25519PrivateKey) -> None:
-    """Write the key whole or not at all, and never over another: two processes may begin a journal at once."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+def pem(key: Ed25519PrivateKey) -> bytes:
+    """Return a private key as a file holds it."""
     form = serialization.PrivateFormat.PKCS8
-    pem = private.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def ed25519(data: bytes) -> Ed25519PrivateKey | None:
+    """Return the private key that a file holds, None where it holds something else."""
     try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(fresh, path)
-        except FileExistsError:  # another process was first, and its key is the journal's
-            return
-        sync_folder(path.parent)
-    finally:
-        fresh.unlink(missing_ok=True)
+        key = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it wants a password
+        return None
+    return key if isinstance(key, Ed25519PrivateKey) else None
