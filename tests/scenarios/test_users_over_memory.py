@@ -63,10 +63,10 @@ def test_sites_decide_about_who_really_asked_and_a_model_is_promoted_by_two(tmp_
         }
         reference = view.result.model
         with pytest.raises(Unapproved, match="needs the approval of another operator"):
-            world.hub.promote(reference, "champion", ADA)
+            world.hub.holdings.promote(reference, "champion", ADA)
         assert world.hub.aliases()["job"] == {}
         with pytest.raises(Denied):
-            world.hub.promote(reference, "champion", User(name="vic", roles=("viewer",)))
+            world.hub.holdings.promote(reference, "champion", User(name="vic", roles=("viewer",)))
     started_here = Starting()
     again = Hub(tmp_path, started_here)  # what waits outlives the hub
     try:

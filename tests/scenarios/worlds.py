@@ -35,8 +35,8 @@ def serve(end, desk):
 class World:
     """Sites whose workers go half the way to a point of their site's own in every round."""
 
-    def __init__(self, home, names):
-        self.home, self.names, self.hub = home, names, Hub(home, NothingDeployed())
+    def __init__(self, home, names, deployer=None):
+        self.home, self.names, self.hub = home, names, Hub(home, deployer or NothingDeployed())
         self.agents, self.threads, self.workers = {}, [], {name: Workers() for name in names}
         self.may_train = {name: threading.Event() for name in names}
         for number, name in enumerate(names):
@@ -46,9 +46,11 @@ class World:
             Catalogue(folder).add("rows", folder / "rows.parquet", purposes=("care",))
             goal = np.random.default_rng(number).normal(size=SIZE).astype(np.float32)
             self.may_train[name].set()
-            self.workers[name].answers["train"] = lambda order, group, goal=goal, name=name: self._train(
-                name, order, goal
-            )
+            self.aim(name, goal)
+
+    def aim(self, name, goal):
+        """Have a site's workers go half the way to this point from now on."""
+        self.workers[name].answers["train"] = lambda order, group: self._train(name, order, goal)
 
     def start(self, name, desk=None):
         """Begin a life of a site's agent, which is served by this desk or by the hub's own."""
@@ -91,9 +93,9 @@ class World:
 
 
 @contextmanager
-def started(home, names):
+def started(home, names, deployer=None):
     """Yield a world whose sites all serve its hub, and end it afterwards."""
-    world = World(home, names)
+    world = World(home, names, deployer)
     try:
         for name in names:
             world.start(name)

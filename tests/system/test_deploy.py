@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from atoll.data.catalogue import Catalogue
-from atoll.errors import Invalid, Unavailable
+from atoll.errors import Invalid, NotFound, Unavailable
+from atoll.spec.document import sha256
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 PURPOSE = "cardiology-research"
@@ -100,7 +101,25 @@ def test_a_query_over_two_sites_equals_the_pooled_answer_without_small_groups(pl
     for told, known in zip(view["result"]["rows"], pooled[:2], strict=True):
         assert told[:2] == list(known[:2])
         assert told[2:] == pytest.approx(known[2:], rel=1e-12)
-    assert view["result"]["suppressed"] == 0  # that there is such a group, of one patient, is not told either
+    assert view["result"]["suppressed"] is False  # that there is such a group, of one patient, is not told either
+
+
+def test_a_model_is_exported_and_another_version_of_it_is_erased(place):
+    folder = place.path / "taken"
+    told = place.asked("models", "export", "risk@1", "--out", str(folder))
+    (model,) = place.asked("models")["models"]
+    assert told == {"model": model, "folder": str(folder)}
+    assert sha256((folder / "model.safetensors").read_bytes()) == model["weights"]
+    assert "is there already" in place.atoll("models", "export", "risk@1", "--out", str(folder), code=Invalid.exit_code)
+    view = place.asked("run", place.job())
+    assert view["result"]["model"] == "risk@2"
+    said = place.atoll("models", "erase", "risk", "--yes", code=Invalid.exit_code)
+    assert "'risk' means risk@2 now; name the version to erase" in said
+    assert "add --yes" in place.atoll("models", "erase", "risk@2", "--json", code=Invalid.exit_code)
+    assert place.asked("models", "erase", "risk@2", "--yes") == {"erased": "risk@2", "aliases": []}
+    assert place.asked("models")["models"] == [model]
+    assert "risk@2 was erased by local" in place.atoll("deploy", "risk@2", code=NotFound.exit_code)
+    assert place.asked("models", "show", "risk@2")["erased"].startswith("erased by local")
 
 
 def test_predictions_stay_at_their_site_as_a_dataset(place):

@@ -8,7 +8,7 @@ from atoll.policy.defaults import HUB_POLICY
 from atoll.runtime.approvals import PATIENCE, Approvals
 from atoll.runtime.quotas import Quotas
 from atoll.runtime.users import Users
-from atoll.spec.event import Aliased
+from atoll.spec.model import Aliased
 from atoll.spec.user import User
 from tests.unit.houses import rules
 

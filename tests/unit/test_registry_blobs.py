@@ -41,9 +41,17 @@ def test_a_missing_blob_is_not_found(blobs):
             ask(digest)
 
 
+def test_a_removed_blob_is_gone_and_to_remove_it_again_is_no_error(blobs):
+    digest, other = blobs.put(b"one"), blobs.put(b"other")
+    for _ in range(2):
+        blobs.remove(digest)
+        assert (blobs.has(digest), blobs.get(other)) == (False, b"other")
+    assert blobs.put(b"one") == digest
+
+
 @pytest.mark.parametrize("name", ["sha256:../../etc/passwd", "sha256:" + "A" * 64, "../x", "sha256:" + "a" * 64 + "\n"])
 def test_what_is_no_digest_never_becomes_a_path(blobs, name):
-    for ask in (blobs.get, blobs.has, blobs.size):
+    for ask in (blobs.get, blobs.has, blobs.size, blobs.remove):
         with pytest.raises(Invalid, match="64 hex digits"):
             ask(name)
 

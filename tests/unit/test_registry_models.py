@@ -9,10 +9,10 @@ from atoll.registry.lineage import LineageTree, columns, sources
 from atoll.registry.models import Models
 from atoll.spec.budget import Guarantee, Mechanism
 from atoll.spec.document import digest, parse_json, sha256
-from atoll.spec.event import Aliased, Decided, Event, Expired, Merged, Planned, Published, Result, Submitted
+from atoll.spec.event import Decided, Event, Expired, Merged, Planned, Published, Result, Submitted
 from atoll.spec.fleet import Dataset, Fleet, Site
 from atoll.spec.job import TrainJob
-from atoll.spec.model import Lineage, Model, Promised, Source, TensorSpec
+from atoll.spec.model import Aliased, Erased, Lineage, Model, Promised, Source, TensorSpec
 from atoll.spec.plan import Layout, Plan
 from atoll.spec.policy import Decision
 from atoll.spec.sync import Sync
@@ -200,6 +200,24 @@ def test_lineage_says_what_the_journal_does_not_bear_out():
         ["its", "parent", "heart@1", "was"],
         ["its", "parent", "lost@4", "was"],
     ]
+
+
+def test_an_erased_version_is_no_answer_to_any_reference_and_its_lineage_is_kept():
+    made = [model(version, f"run-{version}") for version in (1, 2)]
+    events = [event for one in made for event in road(one)]
+    alias = Aliased(model="heart", alias="champion", version=2, user="ada")
+    models = Models.fold(journal(*events, alias, Erased(model="heart", version=2, user="ada")))
+    assert models.all() == (made[0],)
+    assert models.erased() == (made[1],)
+    assert models.aliases("heart") == {}
+    assert models.get("heart") == made[0]
+    assert models.next_version("heart") == 3, "a number is never given twice"
+    with pytest.raises(NotFound, match=r"heart@2 was erased by ada on \d{4}-"):
+        models.get("heart@2")
+    assert (models.same("heart", made[0]), models.same("heart@2", made[1])) == (True, False)
+    tree = models.lineage("heart@2")
+    assert (tree.model, tree.doubts) == (made[1], ())
+    assert tree.branch().text == f"model heart@2 ({tree.erased})"
 
 
 def test_lineage_doubts_code_that_was_not_submitted():

@@ -4,7 +4,7 @@ import pytest
 
 from atoll.errors import Denied, Invalid, NotFound, Unapproved, Unavailable
 from atoll.policy.defaults import HUB_POLICY
-from atoll.spec.event import Aliased
+from atoll.spec.model import Aliased
 from atoll.spec.policy import Decision
 from atoll.spec.user import Promotion, Submission, User
 from tests.unit.houses import JOB

@@ -8,8 +8,8 @@ import pytest
 from atoll.errors import Denied, Invalid, NotFound
 from atoll.journal import Entry, Journal
 from atoll.runtime import record
-from atoll.spec.event import Aliased, Deployed, Joined, Undeployed
-from atoll.spec.model import Deployment
+from atoll.spec.event import Joined
+from atoll.spec.model import Aliased, Deployed, Deployment, Undeployed
 
 
 def started(name, model):

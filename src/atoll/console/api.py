@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from pydantic import Field, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -81,7 +81,7 @@ def create_app(hub: Hub, token: str) -> FastAPI:
         dependencies=[Depends(authorise)],
         middleware=[Middleware(Guard, keys=keys)],
     )
-    app.state.hub, app.state.keys, app.state.streams = hub, keys, Streams(hub)
+    app.state.hub, app.state.keys, app.state.streams = hub, keys, Streams(hub, keys)
     app.add_exception_handler(AtollError, _tell)
     app.add_exception_handler(RequestValidationError, _tell_fields)
     app.add_exception_handler(HTTPException, _tell_route)
@@ -122,26 +122,26 @@ def capacity(hub: Here, who: Who, body: WhatIf) -> list[Outlook]:
 
 
 @v1.get("/runs")
-def runs(hub: Here) -> list[RunView]:
-    return hub.runs()
+def runs(hub: Here, who: Who) -> list[RunView]:
+    return hub.disclosing.runs(hub.runs(), who)
 
 
 @v1.get("/runs/{run}")
-def run(hub: Here, run: Name) -> RunView:
-    return hub.run(run)
+def run(hub: Here, who: Who, run: Name) -> RunView:
+    return hub.disclosing.run(hub.run(run), who)
 
 
 @v1.get("/runs/{run}/events")
-async def run_events(hub: Here, streams: Open, run: Name) -> Stream:
+async def run_events(hub: Here, streams: Open, passed: Passed, run: Name) -> Stream:
     """Server-sent events: the run's view at once and after each change, until it is over; its plan is told once."""
     await asyncio.to_thread(hub.run, run)  # an unknown run is a 404, which a stream that has begun could not say
-    return streams.of_run(run)
+    return streams.of_run(run, passed)
 
 
 @v1.post("/runs/{run}/cancel")
 def cancel(hub: Here, who: Who, run: Name) -> RunView:
     hub.cancel(run, who)
-    return hub.run(run)
+    return hub.disclosing.run(hub.run(run), who)
 
 
 @v1.get("/runs/{run}/traffic")
@@ -160,9 +160,9 @@ def resume(hub: Here) -> dict[str, list[str]]:
 
 
 @v1.get("/events")
-async def events(streams: Open) -> Stream:
+async def events(streams: Open, passed: Passed) -> Stream:
     """Server-sent events: all runs, without plans, losses and results, whenever one of them changed."""
-    return streams.of_all()
+    return streams.of_all(passed)
 
 
 # --- sites, models, deployments, the record -------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def invite(hub: Here, who: Who, site: Name, body: Invitation) -> dict[str, str]:
 
 
 @v1.get("/models")
-def models(hub: Here) -> list[Model]:
-    return hub.models()
+def models(hub: Here, who: Who) -> list[Model]:
+    return hub.disclosing.models(hub.models(), who)
 
 
 @v1.get("/aliases")
@@ -206,18 +206,34 @@ def aliases(hub: Here) -> dict[str, dict[str, int]]:
 
 
 @v1.get("/models/{reference}")
-def model(hub: Here, reference: Reference) -> Model:
-    return hub.model(reference)
+def model(hub: Here, who: Who, reference: Reference) -> Model:
+    return hub.disclosing.model(hub.model(reference), who)
 
 
 @v1.get("/models/{reference}/lineage")
-def lineage(hub: Here, reference: Reference) -> LineageTree:
-    return hub.lineage(reference)
+def lineage(hub: Here, who: Who, reference: Reference) -> LineageTree:
+    return hub.disclosing.lineage(hub.lineage(reference), who)
 
 
 @v1.post("/models/{reference}/promote")
 def promote(hub: Here, who: Who, reference: Reference, body: Promotion) -> Model:
-    return hub.promote(reference, body.alias, who)
+    return hub.disclosing.model(hub.holdings.promote(reference, body.alias, who), who)
+
+
+@v1.get("/models/{reference}/weights", response_class=FileResponse)
+def weights(hub: Here, who: Who, reference: Reference) -> FileResponse:
+    """Give the weights as safetensors; their SHA-256 is the model's `weights`."""
+    return FileResponse(hub.holdings.weights(reference, who), media_type="application/octet-stream")
+
+
+@v1.get("/models/{reference}/code")
+def code(hub: Here, who: Who, reference: Reference) -> Bundle:
+    return hub.holdings.code(reference, who)
+
+
+@v1.delete("/models/{reference}")
+def erase(hub: Here, who: Who, reference: Reference) -> Model:
+    return hub.disclosing.model(hub.holdings.erase(reference, who), who)
 
 
 @v1.get("/deployments")

@@ -1,10 +1,11 @@
 """Commands about models: the registry, deployments, predictions."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from atoll.console.terminal import Json, of, rest, say
+from atoll.console.terminal import Json, console, of, rest, say
 
 PANEL = "Models"
 Reference = Annotated[str, typer.Argument(metavar="MODEL", help="name@version or name@alias.", show_default=False)]
@@ -41,6 +42,58 @@ def show_model(context: typer.Context, reference: Reference, as_json: Json = Fal
     with of(context).hub() as hub:
         tree = hub.lineage(reference)
     of(context).emit(tree, show.lineage(tree), as_json)
+
+
+@models.command("export")
+def export_model(
+    context: typer.Context,
+    reference: Reference,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder to make; by default NAME-VERSION here.", metavar="DIR")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take a model out: safetensors weights, document, lineage, code and checksums in a folder, if the policy allows.
+
+    Example: atoll models export heart@1 --out heart
+    """
+    from atoll.console.exports import export
+    from atoll.console.show import text
+
+    with of(context).hub() as hub:
+        model = hub.model(reference)
+        folder = out or Path(f"{model.name}-{model.version}")
+        with console(stderr=True).status(f"{model.reference}") as status:
+            export(hub, model.reference, folder, lambda done, size: status.update(f"{done:,} of {size:,} bytes"))
+    of(context).emit({"model": model, "folder": str(folder)}, text(f"{model.reference} is in {folder}"), as_json)
+
+
+@models.command("erase")
+def erase_model(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL", help="name@version.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a version's weights and aliases for good, if the policy allows; its lineage stays in the record.
+
+    Example: atoll models erase heart@1
+    """
+    from atoll.console.show import text
+    from atoll.errors import Invalid
+
+    with of(context).hub() as hub:
+        model = hub.model(reference)
+        if model.reference != reference:
+            raise Invalid(f"model: {reference!r} means {model.reference} now; name the version to erase")
+        names = [name for name, version in hub.aliases().get(model.name, {}).items() if version == model.version]
+        called = f" ({', '.join(names)})" if names else ""
+        if not yes and as_json:
+            raise Invalid(f"--json: asks nobody; add --yes to remove {model.reference}{called} for good")
+        if not (yes or typer.confirm(f"Remove {model.reference}{called} for good?", err=True)):
+            raise typer.Exit(1)
+        hub.erase(model.reference)
+    of(context).emit({"erased": model.reference, "aliases": names}, text(f"{model.reference} is erased"), as_json)
 
 
 @app.command(rich_help_panel=PANEL)

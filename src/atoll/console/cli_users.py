@@ -99,7 +99,7 @@ def user_token(
     hours: Annotated[float, typer.Option(help="How long it is good.", min=0.01, max=720)] = 12.0,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="read, submit, promote, deploy, approve, administer or all; may be given again."),
+        typer.Option(help="read, submit, promote, deploy, export, erase, approve, administer, all; may be repeated."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write it to this file, which only you can read.", metavar="FILE")

@@ -7,6 +7,7 @@ with atoll.connect() as hub:
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -219,6 +220,21 @@ class Client:
     def promote(self, reference: str, alias: str) -> Model:
         return one(Model, self._call("POST", f"/v1/models/{part(reference)}/promote", {"alias": alias}))
 
+    def weights(self, reference: str) -> Iterator[tuple[bytes, int]]:
+        """Yield the pieces of a model's safetensors file, each with the bytes of the whole. Nothing is verified."""
+        with self._opened(f"/v1/models/{part(reference)}/weights", _TIMEOUT) as response:
+            size = int(response.headers.get("content-length", 0))
+            for piece in response.iter_bytes(1 << 20):
+                yield piece, size
+
+    def code(self, reference: str) -> Bundle:
+        """The code that a model was trained by and answers with."""
+        return one(Bundle, self._call("GET", f"/v1/models/{part(reference)}/code"))
+
+    def erase(self, reference: str) -> Model:
+        """Remove a version's weights for good."""
+        return one(Model, self._call("DELETE", f"/v1/models/{part(reference)}"))
+
     def deployments(self) -> list[DeploymentView]:
         return many(DeploymentView, self._call("GET", "/v1/deployments"))
 
@@ -263,16 +279,22 @@ class Client:
         return _answer(_send(self._http, self._http.build_request(method, path, json=body)))
 
     def _events(self, path: str) -> Iterator[str]:
-        request = self._http.build_request("GET", path, timeout=_STREAM)
+        with self._opened(path, _STREAM) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield line.removeprefix("data: ")
+
+    @contextmanager
+    def _opened(self, path: str, timeout: httpx.Timeout) -> Iterator[httpx.Response]:
+        """Have a good answer that is read piece by piece."""
+        request = self._http.build_request("GET", path, timeout=timeout)
         try:
             response = self._http.send(request, stream=True)
             try:
                 if response.is_error:
                     response.read()
                     _answer(response)
-                for line in response.iter_lines():
-                    if line.startswith("data: "):
-                        yield line.removeprefix("data: ")
+                yield response
             finally:
                 response.close()
         except httpx.HTTPError as error:

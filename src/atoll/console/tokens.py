@@ -34,9 +34,11 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "submit": ("view", "submit", "cancel"),
     "promote": ("view", "promote"),
     "deploy": ("view", "deploy"),
+    "export": ("view", "export"),
+    "erase": ("view", "erase"),
     "approve": ("view", "approve"),
     "administer": ("view", "administer"),
-    "all": ("view", "audit", "submit", "cancel", "promote", "deploy", "approve", "administer"),
+    "all": ("view", "audit", "submit", "cancel", "promote", "deploy", "export", "erase", "approve", "administer"),
 }
 
 

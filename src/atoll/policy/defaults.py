@@ -8,8 +8,8 @@ HUB_POLICY: str = """\
 //
 // What a rule can look at, of the user who asks: principal.name .roles .projects; resource.project of a job; and
 // context.by, who asked for what is to be approved, or whose run it is that is to be cancelled.
-// A permit to submit, promote or deploy may be given to two people only. Write @approval("operator") before it: what
-// no other rule permits is then kept, until another user with that role approves it.
+// A permit to submit, promote, deploy or erase may be given to two people only. Write @approval("operator") before it:
+// what no other rule permits is then kept, until another user with that role approves it.
 
 // Who may see runs, sites, models and deployments.
 @id("hub.view")
@@ -44,11 +44,25 @@ when { context.by == principal.name };
 permit (principal, action == Action::"cancel", resource)
 when { principal.roles.containsAny(["operator", "owner"]) };
 
-// Who may let a run's model, and what the run found (merged metrics and answers to queries, never one site's rows),
-// out of it.
+// Who may let out of a run what it found (losses, merged metrics and answers to queries, never one site's rows), and so
+// who reads what the runs of others found: those who work in the job's project.
 @id("hub.results")
+permit (principal, action == Action::"release", resource is Job)
+when
+{
+    principal.roles.contains("scientist") &&
+    principal.projects.contains(resource.project)
+};
+
+// Who may have the model that a run made registered, which is asked of the run's own user.
+@id("hub.results-model")
+permit (principal, action == Action::"release", resource is Model)
+when { principal.roles.contains("scientist") };
+
+// Operators and owners, in any project.
+@id("hub.results-any")
 permit (principal, action == Action::"release", resource)
-when { principal.roles.containsAny(["scientist", "operator", "owner"]) };
+when { principal.roles.containsAny(["operator", "owner"]) };
 
 // Who may give a model a name that others rely on, or make it answer requests.
 @id("hub.models")
@@ -58,6 +72,16 @@ permit (
     resource
 )
 when { principal.roles.containsAny(["operator", "owner"]) };
+
+// Who may take a model along, out of Atoll: weights, code and lineage. From then on no rule of anybody's holds for it.
+@id("hub.export")
+permit (principal, action == Action::"export", resource)
+when { principal.roles.containsAny(["operator", "owner"]) };
+
+// Who may remove a model's weights for good.
+@id("hub.erase")
+permit (principal, action == Action::"erase", resource)
+when { principal.roles.contains("owner") };
 
 // Who may agree to what another asked for, where a rule wants two people.
 @id("hub.approve")

@@ -22,7 +22,7 @@ _METHODS = ["contains", "containsAll", "containsAny", "isEmpty", *_COMPARING]
 _OPERATORS = {"&&", "||", "+", "-", "*", "!", "."}
 # Cedar's parser recurses and ends the process some hundred brackets down; rules may come from another party.
 _LONGEST_TEXT, _MOST_OPERATORS, _DEEPEST = 1 << 18, 150, 30
-APPROVABLE = ("submit", "promote", "deploy")  # what waits for a second person where a permit wants one
+APPROVABLE = ("submit", "promote", "deploy", "erase")  # what waits for a second person where a permit wants one
 _FOLLOWS = "unable to find an applicable action"  # Cedar adds it to a wrong name in the scope
 
 

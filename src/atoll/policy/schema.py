@@ -60,6 +60,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "promote": ("Model",),
     "deploy": ("Model",),
     "export": ("Model",),
+    "erase": ("Model",),
     "approve": ("Model", "Job"),
     "administer": ("Hub",),
     "audit": ("Hub",),

@@ -36,6 +36,7 @@ _DOING = {
     "promote": "promoting",
     "deploy": "deploying",
     "export": "exporting",
+    "erase": "erasing",
     "approve": "approving",
     "administer": "administering",
     "audit": "auditing",

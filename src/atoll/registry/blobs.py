@@ -71,6 +71,17 @@ class Blobs:
         with _told(self._root):
             return bool(self._remote.isfile(self._path(digest)))
 
+    def remove(self, digest: str) -> None:
+        """Have no blob of this name any more; one that is not there is no error."""
+        path = self._path(digest)
+        with _told(self._root):
+            if self._folder is None:
+                if self._remote.isfile(path):
+                    self._remote.rm_file(path)
+            elif (file := Path(path)).is_file():
+                file.unlink(missing_ok=True)
+                sync_folder(file.parent)
+
     def size(self, digest: str) -> int:
         """Bytes of the blob as stored."""
         with _told(self._root), _missing(digest):

@@ -68,6 +68,8 @@ class LineageTree(Document):
     decisions: tuple[str, ...] = ()
     parents: tuple[LineageTree, ...] = ()
     doubts: tuple[str, ...] = ()
+    erased: str = ""  # by whom and when; "": it is there
+    withheld: bool = False  # its metrics and statistics, from whoever reads this
 
     def branch(self) -> Branch:
         """Return the same as nested lines of text, for a terminal."""
@@ -103,7 +105,7 @@ class LineageTree(Document):
             *(Branch(text="parent", below=(parent.branch(),)) for parent in self.parents),
             *(Branch(text=f"doubt: {words}") for words in self.doubts),
         ]
-        names = ", ".join(self.aliases)
+        names = ", ".join((*self.aliases, *([self.erased] if self.erased else [])))
         return Branch(text=_line("model", self.model.reference, names), below=tuple(below))
 
     def _personal(self) -> tuple[Branch, ...]:
@@ -114,7 +116,7 @@ class LineageTree(Document):
         """Return what is promised of the data that it was trained on, and what left the sites beside that."""
         promised = any(one.guarantee is not None for one in self.model.promises)
         plain = {"pooled statistics": self.model.statistics, "metrics": self.model.metrics}
-        bare = ", ".join(name for name, there in plain.items() if there)
+        bare = ", ".join(name for name, there in plain.items() if there or self.withheld)
         beside = (Branch(text=f"not under it, for they have no noise: {bare}"),) if promised and bare else ()
         masked = promised and self.origin.plan is not None and self.origin.plan.sync.masked
         summed = (Branch(text="of the sum of all sites' updates, which alone was seen"),) if masked else ()
@@ -128,6 +130,8 @@ class LineageTree(Document):
         scores = ", ".join(f"{name} {value:.4g}" for name, value in self.model.metrics.items())
         silent = ", ".join(self.origin.missing)
         below = (Branch(text=f"no answer in time outside training: {silent}"),) if silent else ()
+        if self.withheld:
+            scores = "for its run's user, and for whom the hub's rules let release them"
         return (Branch(text=f"metrics: {scores or 'none'}", below=below),) if scores or silent else ()
 
 

@@ -1,14 +1,15 @@
 """Which models there are: a view folded from the journal, so that a registered model and its record cannot differ."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Protocol, Self
 
 from atoll.errors import Corrupt, NotFound
 from atoll.registry.lineage import LineageTree, RunOrigin, sources
 from atoll.spec.document import digest, near_miss
-from atoll.spec.event import Aliased, Decided, Event, Merged, Planned, Published, Submitted
-from atoll.spec.model import Model
+from atoll.spec.event import Decided, Event, Merged, Planned, Published, Submitted
+from atoll.spec.model import Aliased, Erased, Model
 
 
 class Entry(Protocol):
@@ -36,6 +37,7 @@ class _Kept:
     model: Model
     entry: int
     time: float
+    erased: str = ""  # by whom and when, in words
 
 
 class Models:
@@ -69,6 +71,8 @@ class Models:
                 self._runs.setdefault(event.run, _Run()).decided.append(event)
             case Aliased() as event:
                 self._aliases.setdefault(event.model, {})[event.alias] = event.version
+            case Erased() as event:
+                self._erase(event, entry)
             case Published() as event:
                 self._publish(event, entry)
             case _:
@@ -79,12 +83,23 @@ class Models:
         return self._find(reference).model
 
     def all(self) -> tuple[Model, ...]:
-        """Every version of every model, by name and version."""
+        """Every version of every model, by name and version, but for those that were erased."""
         return tuple(model for name in sorted(self._kept) for model in self.versions(name))
 
     def versions(self, name: str) -> tuple[Model, ...]:
         """The versions of one model, oldest first; none when there is no such model."""
-        return tuple(kept.model for _, kept in sorted(self._kept.get(name, {}).items()))
+        return tuple(kept.model for _, kept in sorted(self._kept.get(name, {}).items()) if not kept.erased)
+
+    def erased(self) -> tuple[Model, ...]:
+        """Every version that was erased."""
+        return tuple(kept.model for versions in tuple(self._kept.values()) for kept in versions.values() if kept.erased)
+
+    def same(self, reference: str, model: Model) -> bool:
+        """Whether the reference means this version now."""
+        try:
+            return self._find(reference).model.reference == model.reference
+        except NotFound:
+            return False
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version of one model."""
@@ -99,8 +114,9 @@ class Models:
         return self._by_run.get(run)
 
     def lineage(self, reference: str) -> LineageTree:
-        """Return where a model came from; what the journal does not bear out is said in ``doubts``."""
-        return self._lineage(self._find(reference))
+        """Return where a model came from, also of one that was erased; what the journal does not bear out is said in
+        ``doubts``."""
+        return self._lineage(self._find(reference, erased=True))
 
     def _publish(self, event: Published, entry: Entry) -> None:
         versions = self._kept.setdefault(event.model.name, {})
@@ -114,21 +130,34 @@ class Models:
                 "published with other content; find out who wrote it before going on"
             )
 
-    def _find(self, reference: str) -> _Kept:
+    def _erase(self, event: Erased, entry: Entry) -> None:
+        versions = self._kept.get(event.model, {})
+        if event.version in versions:
+            day = f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%d %H:%M} UTC"
+            versions[event.version] = replace(versions[event.version], erased=f"erased by {event.user} on {day}")
+        named = self._aliases.get(event.model, {})
+        self._aliases[event.model] = {alias: version for alias, version in named.items() if version != event.version}
+
+    def _find(self, reference: str, erased: bool = False) -> _Kept:
         name, mark, which = reference.partition("@")
         versions = self._kept.get(name)
         if versions is None:
             known = near_miss(name, list(self._kept)) if self._kept else "; train one first"
             raise NotFound(f"model: there is no {name!r}{known}")
+        left = {version: kept for version, kept in versions.items() if erased or not kept.erased}
+        if not mark and left:
+            return left[max(left)]
         if not mark:
-            return versions[max(versions)]
+            raise NotFound(f"model: all versions of {name!r} were erased; train one first")
         aliases = self._aliases.get(name, {})
         # isdecimal alone takes other scripts' digits, and int of a very long text is slow
         number = int(which) if which.isascii() and which.isdecimal() and len(which) < 10 else aliases.get(which)
         kept = versions.get(number) if number is not None else None
         if kept is None:
-            known = [str(version) for version in sorted(versions)] + list(aliases)
+            known = [str(version) for version in sorted(left)] + list(aliases)
             raise NotFound(f"model: {name!r} has no version or alias {which!r}{near_miss(which, known)}")
+        if kept.erased and not erased:
+            raise NotFound(f"model: {kept.model.reference} was {kept.erased}; its lineage is kept, its weights are not")
         return kept
 
     def _lineage(self, kept: _Kept) -> LineageTree:
@@ -152,7 +181,7 @@ class Models:
         parents: list[LineageTree] = []
         for reference in claims.parents:
             try:
-                parent = self._find(reference)
+                parent = self._find(reference, erased=True)
             except NotFound:
                 parent = None
             if parent is None or parent.entry >= kept.entry:  # a parent is older, so this walk ends
@@ -182,4 +211,5 @@ class Models:
             decisions=claims.decisions,
             parents=tuple(parents),
             doubts=tuple(doubts),
+            erased=kept.erased,
         )

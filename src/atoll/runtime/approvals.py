@@ -26,6 +26,7 @@ from atoll.spec.user import (
     ApprovalAsked,
     ApprovalView,
     Deploying,
+    Erasure,
     Promotion,
     Submission,
     User,
@@ -34,7 +35,12 @@ from atoll.spec.user import (
 
 PATIENCE = 7 * 24 * 3600.0  # seconds for which a request waits
 _MOST = 1000  # that wait at a time: whoever may ask for such things could fill the journal with them
-_ACTIONS: dict[str, Action] = {"submission": "submit", "promotion": "promote", "deploying": "deploy"}
+_ACTIONS: dict[str, Action] = {
+    "submission": "submit",
+    "promotion": "promote",
+    "deploying": "deploy",
+    "erasure": "erase",
+}
 Record = Callable[..., object]  # (*events, actor) -> once it returns they are durable and folded
 # Does what is wanted, and gives what is to be journalled of it; what it has checked holds while it is open.
 Carry = Callable[[Wanted, User], AbstractContextManager[Event]]
@@ -102,8 +108,8 @@ class Approvals:
         return asked
 
     def need(self, user: User, wanted: Wanted, subject: str) -> None:
-        """Ask the hub's rules for a promotion or a deployment, journalled. Raises `Denied`, and `Unapproved` once it
-        is kept for another user."""
+        """Ask the hub's rules for a promotion, a deployment or an erasure, journalled. Raises `Denied`, and
+        `Unapproved` once it is kept for another user."""
         decision = self._gate.ask(_question(user, wanted), subject, alone=False)
         if not decision.allowed:
             asked = self.keep(user, wanted, decision)
@@ -213,7 +219,7 @@ def _question(user: User, wanted: Wanted) -> Request:
     match wanted:
         case Submission():
             about = wanted.job
-        case Promotion():
+        case Promotion() | Erasure():
             about = wanted.model
         case Deploying():
             about = wanted.deployment.model
@@ -226,5 +232,7 @@ def _said(wanted: Wanted) -> str:
             return f"run {wanted.run}: {wanted.job.kind} {wanted.job.name} for {wanted.job.purpose}"
         case Promotion():
             return f"{wanted.model} as {wanted.alias}"
+        case Erasure():
+            return f"erase {wanted.model}"
         case Deploying():
             return f"deploy {wanted.deployment.model} as {wanted.deployment.name}"

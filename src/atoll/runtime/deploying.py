@@ -1,6 +1,7 @@
 """What of the registry answers requests: replicas started, started again and stopped, each asked of the hub's rules."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,8 @@ from atoll.runtime.bundle import laid_out, write_bundle
 from atoll.runtime.desk import Parts
 from atoll.runtime.planning import asking
 from atoll.runtime.roster import Roster
-from atoll.spec.event import Deployed, Undeployed
-from atoll.spec.model import Bundle, Deployment, Model
+from atoll.spec.document import near_miss
+from atoll.spec.model import Bundle, Deployed, Deployment, Model, Undeployed
 from atoll.spec.pretrained import Pretrained
 from atoll.spec.run import DeploymentView
 from atoll.spec.user import Deploying as Wanted
@@ -56,16 +57,30 @@ class Deploying:
         deployment = deployment.model_copy(update={"model": model.reference})
         wanted = Wanted(deployment=deployment)
         self._approvals.need(user, wanted, f"{model.reference} as {deployment.name}")
-        view = self.launched(deployment)
-        self._conductor.record(Deployed(deployment=deployment, user=user.name), actor=user.name)
+        with self.launched(deployment) as view:
+            self._conductor.record(Deployed(deployment=deployment, user=user.name), actor=user.name)
         return view
 
-    def launched(self, deployment: Deployment) -> DeploymentView:
-        """Start what may be deployed, for a caller that journals it. Raises `Unavailable`."""
+    @contextmanager
+    def launched(self, deployment: Deployment) -> Iterator[DeploymentView]:
+        """Start what may be deployed, for a caller that journals it meanwhile: what is not journalled answers nobody.
+
+        Raises `Unavailable`.
+        """
         view = self._launch(deployment)
         if view.state == "failed":
             raise Unavailable(view.words)
-        return view
+        try:
+            yield view
+        except BaseException:
+            with suppress(NotFound):  # somebody was quicker
+                self._deployer.stop(deployment.name)
+            raise
+
+    def known(self) -> dict[str, str]:
+        """Return name -> model of what is deployed, and of replicas that start, or failed to."""
+        there = {view.name: view.model for view in self._deployer.views()}
+        return there | {one.name: one.model for one in self._roster.deployments.values()}
 
     def _launch(self, deployment: Deployment) -> DeploymentView:
         model = self._models.get(deployment.model)
@@ -109,9 +124,12 @@ class Deploying:
 
     def undeploy(self, name: str, user: User) -> None:
         """Stop a deployment. Whoever may deploy a model may end that, alone."""
-        known = self._roster.deployments.get(name)
-        if known is not None:
-            self._gate.ask(asking("deploy", user, known.model), f"end of {name}", alone=False)
+        known = self.known()
+        if name not in known:
+            raise NotFound(
+                f"deployment: there is no {name!r}{near_miss(name, list(known)) or '; start one with `atoll deploy`'}"
+            )
+        self._gate.ask(asking("deploy", user, known[name]), f"end of {name}", alone=False)
         if all(deployment.name != name for deployment in self._resting()):
             self._deployer.stop(name)
         self._conductor.record(Undeployed(name=name, user=user.name), actor=user.name)

@@ -55,6 +55,7 @@ def _after(job: Job, code: str | None, user: User, gate: Gate) -> Iterator[Fores
         yield _told(release(job, user, code, name), f"model {name}", gate)
         yield _told(asking("promote", user, name), f"model {name}, by the same user", gate)
         yield _told(asking("deploy", user, name), f"model {name}, by the same user", gate)
+        yield _told(asking("export", user, name), f"model {name}, by the same user", gate)
 
 
 def _told(request: Request, subject: str, gate: Gate) -> Foreseen:

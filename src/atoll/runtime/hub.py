@@ -25,12 +25,15 @@ from atoll.runtime.approvals import Approvals
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.deploying import Deployer, Deploying
 from atoll.runtime.desk import Desk, Parts
+from atoll.runtime.disclosing import Disclosing
 from atoll.runtime.embedded import Embedded
 from atoll.runtime.files import Folders
 from atoll.runtime.foreseeing import foreseen
+from atoll.runtime.holdings import Holdings
 from atoll.runtime.machine import Command, Search
 from atoll.runtime.membership import Membership
 from atoll.runtime.performing import Performer
+from atoll.runtime.pinned import check, pinned, same
 from atoll.runtime.planning import Planning, asking, holders
 from atoll.runtime.quotas import Quotas
 from atoll.runtime.record import Record
@@ -42,14 +45,14 @@ from atoll.runtime.users import Users
 from atoll.runtime.view import Views
 from atoll.runtime.witnessing import Witness
 from atoll.spec.document import canonical, digest, near_miss
-from atoll.spec.event import Aliased, Cancelled, Deployed, Event, Restarted, Submitted
+from atoll.spec.event import Cancelled, Event, Restarted, Submitted
 from atoll.spec.fleet import Fleet
 from atoll.spec.job import EvaluateJob, Job, PredictJob, QueryJob, TrainJob, run_name
-from atoll.spec.model import Bundle, Model
+from atoll.spec.model import Bundle, Deployed, Model
 from atoll.spec.plan import Plan
 from atoll.spec.policy import Decision, Foreseen
 from atoll.spec.run import RunView, SiteView
-from atoll.spec.user import LOCAL, ApprovalView, Promotion, Submission, User, Wanted
+from atoll.spec.user import LOCAL, ApprovalView, Erasure, Promotion, Submission, User, Wanted
 from atoll.spec.user import Deploying as DeploymentWanted
 
 log = logging.getLogger(__name__)
@@ -89,7 +92,7 @@ class Hub:
         self._conductor = Conductor(self._journal, self._perform, self._seen)
         self._gate = Gate("hub", self._policy.rules, self._conductor.record)
         self._folders = Folders(folder / "runs")
-        self._sweeps = Sweeps(self._conductor, self._may_submit, self._views.changed)
+        self._sweeps = Sweeps(self._conductor, self._may_submit, self._taken, self._views.changed)
         tree = Tree()
         self._membership = Membership(folder, self._conductor.record, tree)
         parts = Parts(
@@ -108,9 +111,11 @@ class Hub:
         self.quotas = Quotas(self._conductor.record, self._conductor.states)
         self.approvals = Approvals(self._gate, self._conductor.record, self.users)
         self.deploying = Deploying(deployer, folder, parts, self._roster, self.approvals)
+        self.disclosing = Disclosing(self._policy.rules, self._conductor.states)
         self._performer = Performer(parts, self._desk, self._views.decided)
         self.record = Record(self._journal, self.home, self._views.borders, self.run)
         self._conductor.start()
+        self.holdings = Holdings(parts, self.approvals, self._performer.publishing, self.deploying.known)
         self._folders.sweep({run for run, state in self._conductor.states.items() if not state.over})
         self._server = self._listen(site_port or self._membership.reach.port, self._roster.port(folder))
         (folder / "site-port").write_text(str(self._server.port))
@@ -166,18 +171,20 @@ class Hub:
         """Queue a job, or have it wait for another user's approval; it is journalled when this returns. Raises
         `Denied`, `Invalid`, `NotFound`.
 
-        Who may miss the answer names the `run` (by `run_name`): submitted twice under one name it is one run.
+        Who may miss the answer names the `run` (by `run_name`): submitted twice under one name it is one run. A job
+        about a model is about the version that its name or alias means now, to the run's end.
         """
         run = run or run_name(job)
         with self._once:
             known = self._known(run)
-            if known is not None and known != (job, user.name):
+            if known is not None and not (same(job, known[0]) and user.name == known[1]):
                 raise Invalid(f"run: {run!r} is a run of another job; choose another name, or let the hub choose")
             if known is None:
                 if isinstance(job, TrainJob) and job.sweep is not None:
                     study_of(job.sweep)
                 decision = self._may_submit(user, job, run)
                 self.quotas.check(job.project, time.time())
+                job = pinned(job, self._models)
                 wanted = Submission(run=run, job=job, code=self._code(job, bundle))
                 if decision.allowed:
                     self._conductor.record(self._submitted(wanted, user), actor=user.name)
@@ -191,6 +198,9 @@ class Hub:
             return state.job, state.user
         asked = self.approvals.of_run(run)
         return (asked.wanted.job, asked.user.name) if asked and isinstance(asked.wanted, Submission) else None
+
+    def _taken(self, run: str) -> bool:
+        return self._known(run) is not None
 
     def _submitted(self, wanted: Submission, user: User) -> Submitted:
         about = {"run": wanted.run, "job": wanted.job, "code": wanted.code}
@@ -210,13 +220,23 @@ class Hub:
         match wanted:
             case Submission():
                 with self._once:
+                    self._check_free(wanted)
                     self.quotas.check(wanted.job.project, time.time())
                     yield self._submitted(wanted, asker)
             case Promotion():
-                yield self._aliased(self._models.get(wanted.model), wanted.alias, asker)
+                yield self.holdings.aliased(wanted.model, wanted.alias, asker)
             case DeploymentWanted():
-                self.deploying.launched(wanted.deployment)
-                yield Deployed(deployment=wanted.deployment, user=asker.name)
+                with self.deploying.launched(wanted.deployment):
+                    yield Deployed(deployment=wanted.deployment, user=asker.name)
+            case Erasure():
+                with self.holdings.erasing(wanted.model, asker) as event:
+                    yield event
+
+    def _check_free(self, wanted: Submission) -> None:
+        """Raise `Invalid` where what somebody agreed to cannot begin as it was asked for."""
+        if wanted.run in self._conductor.states:
+            raise Invalid(f"run: {wanted.run!r} has begun as another job; reject this, and ask under another name")
+        check(wanted.job, self._models)
 
     def _code(self, job: Job, bundle: Bundle | None) -> str | None:
         """Store the job's code and return its digest; for a job about a model it is the model's own."""
@@ -366,14 +386,3 @@ class Hub:
 
     def lineage(self, reference: str) -> LineageTree:
         return self._models.lineage(reference)
-
-    def promote(self, reference: str, alias: str, user: User) -> Model:
-        """Give a version an alias, such as champion; the alias moves from whichever had it. Raises `Unapproved` once
-        the request is kept for another user."""
-        model = self._models.get(reference)
-        self.approvals.need(user, Promotion(model=model.reference, alias=alias), f"{model.reference} as {alias}")
-        self._conductor.record(self._aliased(model, alias, user), actor=user.name)
-        return model
-
-    def _aliased(self, model: Model, alias: str, user: User) -> Aliased:
-        return Aliased(model=model.name, alias=alias, version=model.version, user=user.name)

@@ -45,7 +45,7 @@ class Performer:
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="perform")
         # Its own, for a plan waits for sites, and no merge of another run may wait for it.
         self._plans = ThreadPoolExecutor(max_workers=32, thread_name_prefix="plan")
-        self._publishing = threading.Lock()
+        self.publishing = threading.Lock()  # held while a model becomes one
         self._tidied: dict[str, int] = {}  # run under way -> the newest stage that has begun
 
     def perform(self, state: State, command: Command) -> None:
@@ -213,7 +213,7 @@ class Performer:
         assert state.code is not None
         name, dataset = job.model or job.name, job.data.dataset
         seen, promises = [site for site in state.plan.sites if site in state.seen], state.plan.promises
-        with self._publishing:  # two runs that end together must not take the same version, nor one run two
+        with self.publishing:  # two runs that end together must not take the same version, nor one run two
             already = self._models.of_run(state.run)
             if already is not None:
                 return [Published(run=state.run, model=already)]

@@ -7,7 +7,8 @@ from pathlib import Path
 from atoll.errors import Corrupt, Denied, Invalid, NotFound
 from atoll.journal import Entry, Journal
 from atoll.runtime.view import Borders, JournalLine, line, traffic
-from atoll.spec.event import Aliased, Deployed, Retained, Undeployed
+from atoll.spec.event import Retained
+from atoll.spec.model import Aliased, Deployed, Erased, Undeployed
 from atoll.spec.record import Live
 from atoll.spec.run import Traffic, Verdict
 
@@ -64,6 +65,9 @@ def live(entries: Iterable[Entry], at: float) -> list[Live]:
             case Aliased() as event:
                 one = {"name": event.model, "model": f"{event.model}@{event.version}", "alias": event.alias, **since}
                 named[event.model, event.alias] = Live.model_validate(one)
+            case Erased() as event:
+                gone = f"{event.model}@{event.version}"
+                named = {key: one for key, one in named.items() if one.model != gone}
             case _:
                 pass
     return [*deployed.values(), *named.values()]
@@ -72,7 +76,7 @@ def live(entries: Iterable[Entry], at: float) -> list[Live]:
 def what_was_live(home: Path, at: float) -> list[Live]:
     """Return `live` of a home's hub. Raises `Corrupt` at an entry that was edited."""
     with opened(home, "hub") as journal:
-        kinds = ("deployment.started", "deployment.stopped", "model.aliased")
+        kinds = ("deployment.started", "deployment.stopped", "model.aliased", "model.erased")
         return live(journal.entries(kinds=kinds), at)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from atoll.journal import Entry
 from atoll.runtime.desk import Desk
-from atoll.spec.event import Connected, Deployed, Disconnected, Undeployed
+from atoll.spec.event import Connected, Disconnected
 from atoll.spec.fleet import Link, Site
-from atoll.spec.model import Deployment
+from atoll.spec.model import Deployed, Deployment, Undeployed
 from atoll.spec.run import SiteView
 
 

@@ -9,7 +9,7 @@ from atoll.spec.code import CodeEvent
 from atoll.spec.document import Digest, Document, Label, Name
 from atoll.spec.fleet import Fleet, Link, Profile, Site
 from atoll.spec.job import Job
-from atoll.spec.model import Deployment, Model, Moments, Signature
+from atoll.spec.model import Model, ModelEvent, Moments, Signature
 from atoll.spec.pace import Pace
 from atoll.spec.plan import Plan
 from atoll.spec.policy import Crossing, Decision, Request
@@ -68,7 +68,7 @@ class Answer(Document):
     sums: dict[str, ColumnSums] = {}
     totals: Metrics = {}
     groups: tuple[Group, ...] = ()
-    suppressed: NonNegativeInt = 0  # groups the site held back for being too small
+    suppressed: bool = False  # whether the site held groups back for being too small
     pace: Pace | None = None  # of the train round's newest steps
     via: Annotated[tuple[Name, ...], Field(max_length=16)] = ()  # relays that merged its update, from the hub's on
 
@@ -80,7 +80,7 @@ class Result(Document):
     by_site: dict[Name, dict[str, float]] = {}
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str | int | float | bool | None, ...], ...] = ()
-    suppressed: NonNegativeInt = 0
+    suppressed: bool = False
     missing: tuple[Name, ...] = ()  # sites that were asked, outside training, and gave no answer in time
     failed: dict[Name, str] = {}  # sites that failed in a stage which went on without them, in their words
     model: str | None = None
@@ -244,26 +244,6 @@ class Published(Document):
     model: Model
 
 
-class Aliased(Document):
-    kind: Literal["model.aliased"] = "model.aliased"
-    model: Name
-    alias: Name
-    version: int = Field(ge=1)
-    user: str
-
-
-class Deployed(Document):
-    kind: Literal["deployment.started"] = "deployment.started"
-    deployment: Deployment
-    user: str
-
-
-class Undeployed(Document):
-    kind: Literal["deployment.stopped"] = "deployment.stopped"
-    name: Name
-    user: str
-
-
 class Invited(Document):
     """A site may join: the token itself is never kept, only its digest."""
 
@@ -370,9 +350,7 @@ RunEvent = (
 )
 Event = Annotated[
     RunEvent
-    | Aliased
-    | Deployed
-    | Undeployed
+    | ModelEvent
     | Invited
     | Certified
     | Revoked

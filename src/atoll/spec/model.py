@@ -146,3 +146,37 @@ class Deployment(Document):
     host: Literal["127.0.0.1"] = "127.0.0.1"  # loopback only until identity exists
     max_batch: PositiveInt = 32
     queue: PositiveInt = 256  # requests waiting; one more is answered 429
+
+
+class Aliased(Document):
+    """A version has a name from now on, which another may have had before."""
+
+    kind: Literal["model.aliased"] = "model.aliased"
+    model: Name
+    alias: Name
+    version: PositiveInt
+    user: str
+
+
+class Erased(Document):
+    """A version's weights are gone, or go now, and with them its aliases. The record of how it came to be stays."""
+
+    kind: Literal["model.erased"] = "model.erased"
+    model: Name
+    version: PositiveInt
+    user: str
+
+
+class Deployed(Document):
+    kind: Literal["deployment.started"] = "deployment.started"
+    deployment: Deployment
+    user: str
+
+
+class Undeployed(Document):
+    kind: Literal["deployment.stopped"] = "deployment.stopped"
+    name: Name
+    user: str
+
+
+ModelEvent = Aliased | Erased | Deployed | Undeployed

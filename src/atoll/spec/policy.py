@@ -21,6 +21,7 @@ Action = Literal[
     "promote",
     "deploy",
     "export",
+    "erase",
     "approve",
     "administer",
     "audit",

@@ -104,7 +104,14 @@ class Deploying(Document):
     deployment: Deployment
 
 
-Wanted = Annotated[Submission | Promotion | Deploying, Field(discriminator="kind")]
+class Erasure(Document):
+    """To remove a version of a model."""
+
+    kind: Literal["erasure"] = "erasure"
+    model: str
+
+
+Wanted = Annotated[Submission | Promotion | Deploying | Erasure, Field(discriminator="kind")]
 
 
 class ApprovalAsked(Document):
