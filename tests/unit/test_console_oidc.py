@@ -147,6 +147,16 @@ def test_what_the_provider_does_not_vouch_for_is_refused(known, changes, words):
     assert one.check(token(issuer)).user.roles == ("scientist",)
 
 
+@pytest.mark.parametrize("said", [None, False, 7, "", "a" * 121, ["ada@example.org"]])
+def test_a_token_without_the_claim_that_users_are_called_by_is_nobodys(known, said):
+    issuer, one = known
+    by_mail = Provider(one.file.model_copy(update={"name": "email"}), lambda: 1000.0)
+    told = by_mail.check(token(issuer, email="ada@example.org"))
+    assert told.user.name == "sso:ada@example.org"
+    with pytest.raises(Denied, match=r"its claim 'email' is .*, which is no name that can be used; have the provider"):
+        by_mail.check(token(issuer, email=said))
+
+
 def test_keys_are_asked_for_anew_when_one_is_unknown_but_not_for_every_made_up_one(issuer):
     clock = Clock()
     one = provider(issuer, clock, keys=f"{issuer.url}/keys")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from atoll.errors import Unavailable
+from atoll.errors import Invalid, Unavailable
 from atoll.journal import Journal
 from atoll.runtime.conductor import Conductor
 from atoll.runtime.machine import AssignTo, Dismiss, MakePlan, Merge
@@ -132,6 +132,30 @@ def test_each_who_records_gets_its_own_entries_from_a_shared_transaction(house):
     for thread in threads:
         thread.join(WAIT)
     assert got == {number: [f"a{number}", f"b{number}"] for number in range(8)}
+
+
+def test_nothing_begins_under_the_name_of_a_run_that_there_is(house):
+    house.submit()
+    before = house.conductor.states["run"]
+    other = Submitted(run="run", user="eve", job=JOB)
+    with pytest.raises(Invalid, match="'run' is the name of another run; choose another"):
+        house.conductor.record(Cancelled(run="run", user="eve"), other, actor="eve")
+    house.conductor.post(other)
+    house.settled()
+    assert house.conductor.states["run"] is before, "and nothing of what came with it happened"
+    assert [entry.event.kind for entry in house.journal.entries()] == ["run.submitted", "run.lost"]
+
+
+def test_of_two_runs_of_one_name_that_wait_together_the_first_begins(house):
+    house.hold()
+    house.submit("before")
+    assert house.held.wait(WAIT)
+    for user in ("ada", "eve"):
+        house.conductor.post(Submitted(run="run", user=user, job=JOB), actor=user)
+    house.free.set()
+    house.settled()
+    assert house.conductor.states["run"].user == "ada"
+    assert [entry.event.run for entry in house.journal.entries(kinds=("run.submitted",))] == ["before", "run"]
 
 
 def test_a_command_is_performed_with_the_state_it_came_out_of(house):

@@ -1,5 +1,7 @@
 """Projects' quotas: refused with the numbers, and when there is room again."""
 
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -79,6 +81,34 @@ def test_so_much_work_of_sites(people):
     people.quotas.check("lung", NOON + DAY)
     [_, view] = people.quotas.views(NOON + 100)
     assert view.project.name == "lung"
+
+
+def test_what_was_taken_is_added_up_while_answers_come_in(people):
+    people.quotas.put(Project(name="lung", site_seconds=1e12), "local")
+    submitted(people, "a", NOON)
+    answered = Answered(run="a", answer=Answer(site="zurich", position=0, epoch=0, seconds=1.0))
+    for at in range(2000):  # half of them are a day old when somebody looks
+        told(people, answered, NOON - DAY + at)
+    looked, usual = threading.Event(), sys.getswitchinterval()
+
+    def answers():
+        at = 2000
+        while not looked.is_set():
+            told(people, answered, NOON - DAY + at)
+            at += 1
+
+    thread = threading.Thread(target=answers)
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for at in range(100):
+            people.quotas.check("lung", NOON + at)
+            people.quotas.views(NOON + at)
+    finally:
+        looked.set()
+        thread.join()
+        sys.setswitchinterval(usual)
+    assert people.quotas.views(NOON)[1].runs == 1
 
 
 def test_bounds_are_of_the_last_time_they_were_set(people):

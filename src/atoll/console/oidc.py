@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 from urllib.parse import urlsplit
@@ -94,13 +95,15 @@ class Provider:
         if not given:
             raise Denied(f"token: nothing in its claim {self.file.claim!r} is a role here; see oidc.yaml of the hub")
         roles = [role for role in ROLES if role in given]
-        told = {"name": f"sso:{claims.get(self.file.name)}", "roles": roles, "projects": self.file.projects}
-        try:
-            return User.model_validate(told)
-        except ValueError:
-            raise Denied(
-                f"token: its claim {self.file.name!r} is no name that can be used; choose another claim"
-            ) from None
+        name: Any = claims.get(self.file.name)
+        if isinstance(name, str):  # everybody whose token lacks the claim would be one user otherwise
+            told = {"name": f"sso:{name}", "roles": roles, "projects": self.file.projects}
+            with suppress(ValueError):
+                return User.model_validate(told)
+        raise Denied(
+            f"token: its claim {self.file.name!r} is {repr(name)[:80]}, which is no name that can be used; have the "
+            "provider put 1 to 120 letters, digits or _.@|+=- there, or name another claim in oidc.yaml of the hub"
+        )
 
     def _key(self, kid: str) -> jwt.PyJWK:
         """Return the provider's key of this name, asking for its keys when they are old or this one is not among

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import cast
 
-from atoll.errors import AtollError, Unavailable
+from atoll.errors import AtollError, Invalid, Unavailable
 from atoll.journal import Entry, Journal
 from atoll.runtime import faults
 from atoll.runtime.machine import Alarm, Command, begin, step
@@ -76,7 +76,8 @@ class Conductor:
         self._inbox.put(_Posted(events, actor, None))
 
     def record(self, *events: Event, actor: str = "hub", timeout: float = 30.0) -> list[Entry]:
-        """Post events and wait until they are journalled and folded. Raises `Unavailable` when they cannot be."""
+        """Post events and wait until they are journalled and folded. Raises `Unavailable` when they cannot be, and
+        `Invalid` where they would begin a run under the name of another; then none of them happens."""
         if self.closing or threading.current_thread() is self._thread:
             raise Unavailable("the hub is closing; try again once it runs")
         done: Future[list[Entry]] = Future()
@@ -130,6 +131,7 @@ class Conductor:
     def _take(self, posted: list[_Posted]) -> None:
         commands: list[tuple[State, Command]] = []
         happened: list[Event] = []
+        posted, doubles = self._parted(posted)
         groups = [list(group) for _, group in itertools.groupby(posted, key=lambda item: item.actor)]
         for number, items in enumerate(groups):
             events = [event for item in items for event in item.events]
@@ -138,7 +140,8 @@ class Conductor:
                 entries = self._journal.append(*events, actor=items[0].actor)
             except AtollError as error:
                 # What came later fails with it: a site that left and came back must not be told of the other way round.
-                self._failed([item for later in groups[number:] for item in later], error)
+                self._failed([*(item for later in groups[number:] for item in later), *doubles], error)
+                doubles = []
                 break
             self.trouble = None
             happened += events
@@ -153,10 +156,26 @@ class Conductor:
                 if item.done is not None:
                     item.done.set_result(entries[start : start + len(item.events)])
                 start += len(item.events)
+        for item in doubles:  # only now, so that whoever is told finds the other run there
+            _refuse(item)
         if not self.closing:  # what is journalled and not performed is performed by `resume`
             for state, command in commands:
                 self._act(state, command)
             _reached("performed", happened)
+
+    def _parted(self, posted: list[_Posted]) -> tuple[list[_Posted], list[_Posted]]:
+        """Set apart what would begin a run under a name that another has: it would be put in that one's place."""
+        begun: set[str] = set()
+        kept: list[_Posted] = []
+        doubles: list[_Posted] = []
+        for item in posted:
+            names = _begins(item)
+            if any(name in begun or name in self.states for name in names):
+                doubles.append(item)
+            else:
+                kept.append(item)
+                begun.update(names)
+        return kept, doubles
 
     def _failed(self, items: list[_Posted], error: AtollError) -> None:
         """Who waits for an entry is told; what nobody waits for is tried again, for it must not be lost."""
@@ -199,6 +218,19 @@ class Conductor:
 def _reached(point: str, events: Iterable[Event]) -> None:
     for event in events:
         faults.reached("hub", point, event.kind)
+
+
+def _begins(item: _Posted) -> list[str]:
+    return [event.run for event in item.events if isinstance(event, Submitted)]
+
+
+def _refuse(item: _Posted) -> None:
+    name = ", ".join(_begins(item))
+    error = Invalid(f"run: {name!r} is the name of another run; choose another, or let the hub choose")
+    if item.done is not None:
+        item.done.set_exception(error)
+    else:
+        log.error("of %s: %s", item.actor, error)
 
 
 def _wanted(item: _Posted) -> bool:

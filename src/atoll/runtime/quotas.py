@@ -1,5 +1,6 @@
 """What the runs of each project took, and whether it may take more: a fold of the journal."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,14 +36,20 @@ class _Taken:
 
 
 class Quotas:
-    """Fed every journal entry in order, after it is folded into ``states``."""
+    """Fed every journal entry in order, after it is folded into ``states``; any thread may ask."""
 
     def __init__(self, record: Record, states: Mapping[str, State]) -> None:
         self._record, self._states = record, states
         self._projects: dict[str, Project] = {"default": Project(name="default")}
         self._taken: dict[str, _Taken] = {}
+        # What was taken changes while it is added up: entries come in, and whoever looks forgets what is a day old.
+        self._turn = threading.Lock()
 
     def seen(self, entry: Entry) -> None:
+        with self._turn:
+            self._fold(entry)
+
+    def _fold(self, entry: Entry) -> None:
         match entry.event:
             case ProjectSet() as event:
                 self._projects[event.project.name] = event.project
@@ -62,6 +69,10 @@ class Quotas:
     def check(self, name: str, now: float) -> None:
         """Raise `Denied` where a project's bounds leave no room for one more run at a time (seconds since the epoch),
         and say when there is some again; `NotFound` for one that is none."""
+        with self._turn:
+            self._check(name, now)
+
+    def _check(self, name: str, now: float) -> None:
         project = self._projects.get(name)
         if project is None:
             known = near_miss(name, list(self._projects))
@@ -86,12 +97,13 @@ class Quotas:
 
     def views(self, now: float) -> list[ProjectView]:
         """Return the projects by name, with what they took until a time (seconds since the epoch)."""
-        found: list[ProjectView] = []
-        for name, project in sorted(self._projects.items()):
-            taken = self._of(name, now)
-            used = {"running": self._running(name), "runs": len(taken.runs), "site_seconds": taken.seconds}
-            found.append(ProjectView.model_validate({"project": project, **used}))
-        return found
+        with self._turn:
+            return [self._view(project, now) for _, project in sorted(self._projects.items())]
+
+    def _view(self, project: Project, now: float) -> ProjectView:
+        taken = self._of(project.name, now)
+        used = {"running": self._running(project.name), "runs": len(taken.runs), "site_seconds": taken.seconds}
+        return ProjectView.model_validate({"project": project, **used})
 
     def _running(self, name: str) -> int:
         states = tuple(self._states.values())

@@ -30,13 +30,18 @@ log = logging.getLogger(__name__)
 
 class Sweeps:
     """Fed every journal entry in order, after it is folded. ``may_submit`` asks the hub's rules as for any other job;
-    ``changed`` tells whoever watches a run."""
+    ``taken`` tells whether a run has a name or waits for approval under it; ``changed`` tells whoever watches a run."""
 
     def __init__(
-        self, conductor: Conductor, may_submit: Callable[[User, Job], object], changed: Callable[[str], None]
+        self,
+        conductor: Conductor,
+        may_submit: Callable[[User, Job], object],
+        taken: Callable[[str], bool],
+        changed: Callable[[str], None],
     ) -> None:
-        self._conductor, self._may_submit, self._changed = conductor, may_submit, changed
+        self._conductor, self._may_submit, self._taken, self._changed = conductor, may_submit, taken, changed
         self._stories: dict[str, Story] = {}
+        self._drawn: dict[str, tuple[int, str]] = {}  # sweep -> the number and the run's name of its newest trial
         self._news: dict[str, threading.Event] = {}  # of the sweeps that are searched here
         self._threads: list[threading.Thread] = []
 
@@ -99,6 +104,7 @@ class Sweeps:
         if not self._conductor.closing:  # what a closing hub leaves is taken up by the one that resumes the sweep
             self._conductor.post(*ends, *self.left(run, f"its sweep {run} is over"))
         self._news.pop(run, None)
+        self._drawn.pop(run, None)
 
     def _follow(self, run: str) -> None:
         """Learn what happened and do what follows from it, again and again, until the sweep is over."""
@@ -149,13 +155,30 @@ class Sweeps:
             one = job.trial(parameters)
         except ValueError as error:
             raise Invalid(f"trial {number}: {error}") from None
-        run = trial_run(job, state.run, number)
-        if run in self._conductor.states:
-            raise Invalid(f"run: {run!r} is another sweep's trial; submit the sweep under another name")
+        run = self._name(job, state.run, number)
         self._may_submit(state.asker, one)  # where two people are wanted, they agreed to the sweep
         trial = Trial(sweep=state.run, number=number, parameters=parameters)
         about = {"run": run, "job": one, "code": state.code, "holders": state.holders, "trial": trial}
-        self._conductor.record(Submitted(user=state.user, roles=state.roles, **about), actor=state.user)
+        try:
+            self._conductor.record(Submitted(user=state.user, roles=state.roles, **about), actor=state.user)
+        except Invalid:
+            if not self._taken(run):
+                raise  # otherwise somebody was faster, or this trial is there already: the next look tells
+
+    def _name(self, job: Job, sweep: str, number: int) -> str:
+        """Return the name of a trial's run: the one drawn for it, so that a trial which the journal takes late is not
+        there twice, unless somebody else has it."""
+        known, run = self._drawn.get(sweep, (0, ""))
+        if known != number:
+            run = trial_run(job, number)
+        while self._taken(run) and not self._is_trial(run, sweep):
+            run = trial_run(job, number)
+        self._drawn[sweep] = (number, run)
+        return run
+
+    def _is_trial(self, run: str, sweep: str) -> bool:
+        state = self._conductor.states.get(run)
+        return state is not None and state.trial is not None and state.trial.sweep == sweep
 
 
 def study_of(sweep: Sweep) -> "Study":

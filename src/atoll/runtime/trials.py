@@ -1,7 +1,7 @@
 """What the trials of a sweep come to: which of them is the best, what each has to tell, and how all of it is shown."""
 
-import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -70,9 +70,9 @@ class Story:
             self.facts.append(Ended(trial.number, objective(self.sweep, state), state.pruned))
 
 
-def trial_run(job: Job, sweep: str, number: int) -> str:
-    """Return the name of a trial's run: the same one each time it is asked for."""
-    return f"{job.name[:46]}-t{number:03}-{hashlib.sha256(f'{sweep} {number}'.encode()).hexdigest()[:8]}"
+def trial_run(job: Job, number: int) -> str:
+    """Return a new name for a trial's run. Nobody can tell it beforehand, and so take it."""
+    return f"{job.name[:46]}-t{number:03}-{secrets.token_hex(4)}"
 
 
 def objective(sweep: Sweep, state: State) -> float | None:

@@ -102,7 +102,7 @@ class EvaluateJob(_Asked):
     """Evaluate a registered model on a dataset's held-out rows, at the sites."""
 
     kind: Literal["evaluate"] = "evaluate"
-    model: str  # name@version or name@alias
+    model: str  # name@version; a name alone or name@alias means the version of then, to the end of the run
     data: Data
     seed: int = Field(default=0, ge=0)
 
