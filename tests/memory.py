@@ -18,7 +18,7 @@ from atoll.spec.fleet import Site
 from atoll.spec.job import Job, parse_job
 from atoll.spec.model import Bundle
 from atoll.spec.run import RunView
-from atoll.spec.user import LOCAL
+from atoll.spec.user import LOCAL, User
 
 PURPOSE, DATASET = "care", "rows"
 WAIT = 90.0  # seconds after which something that should happen has not
@@ -57,9 +57,9 @@ def job(kind: str = "train", **fields: object) -> Job:
     return parse_job({**known, **fields}, "job")
 
 
-def ended(hub: Hub, asked: Job, bundle: Bundle | None) -> RunView:
+def ended(hub: Hub, asked: Job, bundle: Bundle | None, user: User = LOCAL) -> RunView:
     """Submit a job and return its run once it is over, whatever came of it."""
-    name, news = hub.submit(asked, bundle, LOCAL), threading.Event()
+    name, news = hub.submit(asked, bundle, user), threading.Event()
     until = time.monotonic() + WAIT
     with hub.watch(name, news.set):
         while (view := hub.run(name)).state in ("planning", "running"):

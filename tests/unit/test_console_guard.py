@@ -1,6 +1,7 @@
 """Who may speak to the API: token, cookie, Host, Origin and size, in front of an app that says yes to all."""
 
 import asyncio
+import time
 from typing import Any
 
 import httpx
@@ -71,7 +72,9 @@ def test_a_cookie_reads_but_changes_only_from_our_own_page():
 def test_a_ticket_opens_one_session():
     keys = Keys(TOKEN)
     ticket = keys.ticket(OWN)
-    assert keys.remembered(keys.session(ticket)) == OWN
+    found = keys.remembered(keys.session(ticket))
+    assert (found.user, found.scope) == (OWN.user, OWN.scope)
+    assert found.expires <= time.time() + SESSION_SECONDS
     with pytest.raises(Denied, match="was used or is too old"):
         keys.session(ticket)
     with pytest.raises(Denied):

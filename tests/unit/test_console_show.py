@@ -57,6 +57,16 @@ def printed(shown: RenderableType) -> str:
     return out.getvalue()
 
 
+def test_what_a_run_found_and_is_for_others_is_said_to_be():
+    others = view(
+        state="finished", user="ada", result=Result(metrics={"auc": 0.9}), losses=(0.5, 0.4)
+    ).without_results()
+    for shown in (show.outcome(others), show.progress(others), show.run(others)):
+        assert "what it found is for ada, and for whom the hub's rules let release it" in printed(shown)
+    assert "What 1 of them found is for others" in printed(show.runs([others, view()]))
+    assert "found" not in printed(show.runs([view()]))
+
+
 def test_a_plan_shows_prices_the_choice_and_who_removed_the_rest():
     text = printed(show.plan(PLAN))
     assert "✗  gather the data    3.25 s  1.23 MB" in text

@@ -61,6 +61,28 @@ def test_a_project_is_worked_in_by_its_people_and_by_owners():
     assert HUB.decide(asked("submit", roles=("owner",), **other)).allowed
 
 
+@pytest.mark.parametrize(
+    ("role", "projects", "allowed"),
+    [
+        ("scientist", ("lung",), True),
+        ("scientist", ("heart", "default"), False),
+        ("operator", (), True),
+        ("owner", (), True),
+        ("viewer", ("lung",), False),
+        ("auditor", ("lung",), False),
+    ],
+)
+def test_results_are_released_to_people_of_the_jobs_project_and_to_operators_and_owners(role, projects, allowed):
+    request = Request(action="release", user="bob", job="ask", project="lung", roles=(role,), projects=projects)
+    assert HUB.decide(request).allowed == HUB.permits(request) == allowed
+
+
+def test_what_needs_another_person_is_not_permitted_to_one_alone():
+    rules = Rules(Policy(party="hub", text=TWO))
+    asks = asked("promote", roles=("scientist",)), asked("promote", roles=("scientist", "owner"))
+    assert [rules.permits(one) for one in asks] == [False, True]
+
+
 def test_what_only_marked_permits_allow_needs_another_person():
     rules = Rules(Policy(party="hub", text=TWO))
     decision = rules.decide(asked("promote", roles=("scientist",)))

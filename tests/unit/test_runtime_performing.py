@@ -218,7 +218,7 @@ def test_a_model_leaves_its_run_by_the_hubs_rules_and_the_decision_is_journalled
     left.leave(("ada",), ("ada", "bob")).resume()
     assert left.ended().state == "finished"
     [asked] = decided(left.home, "release")
-    assert (asked.run, asked.decision.allowed, asked.decision.rules) == ("run", True, ("hub.results",))
+    assert (asked.run, asked.decision.allowed, asked.decision.rules) == ("run", True, ("hub.results-model",))
     assert asked.subject.startswith("job@1")
 
 

@@ -11,7 +11,7 @@ import hmac
 import math
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
@@ -79,7 +79,16 @@ class Keys:
         until, found = self._sessions.get(session, (-math.inf, OWN))
         if until < time.monotonic():
             raise Denied("login: there is no such session; run `atoll ui` for a fresh link")
-        return self.tokens.renewed(found) if self.tokens is not None else found
+        # What it opens ends with it, also a stream.
+        return self.renewed(replace(found, expires=min(found.expires, time.time() + until - time.monotonic())))
+
+    def renewed(self, found: Pass) -> Pass:
+        """Return a pass of before with the roles of now. Raises `Denied` once what it was got with opens nothing."""
+        if self.tokens is not None:
+            return self.tokens.renewed(found)
+        if time.time() >= found.expires:
+            raise Denied("login: it has ended; log in again")
+        return found
 
     def _is_own(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self.token.encode())

@@ -118,6 +118,7 @@ def progress(view: RunView, most: int = _LIVE) -> RenderableType:
         pace = text(paces.words(site.pace) if site.pace else "", "dim")
         sites.add_row(mark, text(name), text(site.state if site.connected else "lost"), text(step, "dim"), pace)
     trouble = [text(view.words, "red")] if view.words else []
+    trouble += [text(view.withheld, "yellow")] if view.withheld else []
     return Group(head, text(spark(view.losses), "cyan"), sites, *_trials(view, most), *_slow(view), *trouble)
 
 
@@ -148,6 +149,8 @@ def outcome(view: RunView) -> RenderableType:
         parts.append(text(view.words, "" if view.state == "finished" else "red"))
     parts += _trials(view)
     found = view.result
+    if view.withheld:
+        parts.append(text(view.withheld, "yellow"))
     if found is None:
         return Group(*parts)
     if found.columns:
@@ -185,7 +188,10 @@ def runs(views: Sequence[RunView]) -> RenderableType:
         )
         for view in views
     ]
-    return table("Runs", ("run", "job", "kind", "state", ">round", ">loss", ">time"), rows)
+    listed = table("Runs", ("run", "job", "kind", "state", ">round", ">loss", ">time"), rows)
+    others = sum(bool(view.withheld) for view in views)
+    words = f"What {others} of them found is for others; `atoll runs show RUN` tells for whom."
+    return Group(listed, text(words, "dim")) if others else listed
 
 
 def run(view: RunView) -> RenderableType:

@@ -48,6 +48,7 @@ class RunView(Document):
     result: Result | None = None
     trial: Trial | None = None  # of a sweep
     sweep: SweepView | None = None
+    withheld: str = ""  # why whoever reads this is not shown what the run found
 
     @property
     def newest_paces(self) -> dict[str, Pace]:
@@ -59,6 +60,27 @@ class RunView(Document):
     def over(self) -> bool:
         """Tell whether nothing changes any more, for an interrupted run until it is resumed."""
         return self.state not in ("waiting", "planning", "running")
+
+    def without_results(self) -> "RunView":
+        """Return the view for those who may not read what the run found: the result, losses and what rests on them."""
+        found = self.state == "finished" or (self.trial is not None and self.state == "cancelled")  # and words tell it
+        return self.model_copy(
+            update={
+                "loss": None,
+                "losses": (),
+                "result": None,
+                "words": "" if found else self.words,
+                "sites": {site: one.model_copy(update={"pace": _bare(one.pace)}) for site, one in self.sites.items()},
+                "paces": {site: one.model_copy(update={"loss": None}) for site, one in self.paces.items()},
+                "sweep": self.sweep.without_results() if self.sweep is not None else None,
+                "withheld": f"what it found is for {self.user}, and for whom the hub's rules let release it; "
+                "ask an owner of the hub",
+            }
+        )
+
+
+def _bare(pace: Pace | None) -> Pace | None:
+    return pace.model_copy(update={"loss": None}) if pace is not None else None
 
 
 class Traffic(Document):

@@ -170,6 +170,11 @@ class TrialView(Document):
     model: str | None = None  # registered, for it was the best when it ended
     words: str = ""
 
+    def without_results(self) -> "TrialView":
+        """Return how far it is; why one was pruned, or not registered, is told by its loss."""
+        words = "" if self.state in ("finished", "pruned") else self.words
+        return self.model_copy(update={"loss": None, "objective": None, "words": words})
+
 
 class SweepView(Document):
     """A sweep's trials as they are now, in their order, and the number of the best of them."""
@@ -185,6 +190,10 @@ class SweepView(Document):
         """The best objective after each trial that has one, in the order of their numbers."""
         found = [one.objective for one in self.trials if one.objective is not None]
         return tuple(itertools.accumulate(found, min if self.direction == "minimise" else max))
+
+    def without_results(self) -> "SweepView":
+        """Return how far its trials are, and nothing of how well they did."""
+        return self.model_copy(update={"trials": tuple(one.without_results() for one in self.trials), "best": None})
 
 
 def placed(fields: Mapping[str, Any], values: Parameters) -> dict[str, Any]:

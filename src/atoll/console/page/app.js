@@ -91,7 +91,7 @@ const told = (reasons) => {
 };
 const rows = (items, cells) => items.map((item) => ({ cells: cells(item) }));
 
-const curve = (losses) => {
+const curve = (losses, withheld) => {
   const make = (kind, attributes, text) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", kind);
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -115,7 +115,7 @@ const curve = (losses) => {
   }
   at("curve").replaceChildren(...parts);
   const last = losses.length ? `loss ${number(losses[losses.length - 1])} after ${losses.length} rounds` : "";
-  at("curve-words").textContent = last || "no round is merged yet";
+  at("curve-words").textContent = last || withheld || "no round is merged yet";
 };
 
 const facts = (pairs) => {
@@ -145,20 +145,20 @@ const drawRuns = (views) => {
 const drawRun = (view) => {
   at("run-card").hidden = false;
   at("run-title").textContent = `Run ${view.run}`;
-  const why = view.words ? `: ${view.words}` : "";
+  const why = [view.words, view.withheld].filter(Boolean).map((words) => `: ${words}`).join("");
   at("run-words").textContent = `${view.name} (${view.job_kind}) for ${view.purpose}, by ${view.user}${why}`;
   facts([
     ["state", state(view.state)], ["stage", view.work || "–"], ["round", `${view.round}/${view.rounds}`],
     ["loss", number(view.loss)], ["up", volume(view.bytes_up)], ["down", volume(view.bytes_down)],
     ["time", duration(view.seconds)],
   ]);
-  curve(view.losses);
+  curve(view.losses, view.withheld);
   table("run-sites", ["site", "state", ">step"], rows(Object.entries(view.sites), ([name, site]) => [
     name, site.connected ? site.state : state("lost"), site.steps ? `${site.step}/${site.steps}` : "–",
   ]));
   drawTrials(view.sweep);
   drawPaces(view);
-  drawResult(view.result);
+  drawResult(view.result, view.withheld);
   table("run-plan", ["candidate", ">time", ">traffic", "why"], (view.plan ? view.plan.considered : []).map((item) => ({
     cells: [
       item.name, item.price ? duration(item.price.seconds) : "–", item.price ? volume(item.price.bytes) : "–",
@@ -194,7 +194,7 @@ const drawPaces = (view) => {
   ]), "no site has told one yet");
 };
 
-const drawResult = (result) => {
+const drawResult = (result, withheld) => {
   if (result && result.columns.length) {
     table("run-result", result.columns, rows(result.rows, (row) => row.map(number)));
     return;
@@ -204,7 +204,7 @@ const drawResult = (result) => {
     site, ...names.map((name) => number(scores[name])),
   ]) : [];
   if (names.length) body.push({ cells: ["all sites", ...names.map((name) => number(result.metrics[name]))], style: "chosen" });
-  table("run-result", ["site", ...names.map((name) => `>${name}`)], body);
+  table("run-result", ["site", ...names.map((name) => `>${name}`)], body, withheld || "none yet");
 };
 
 // --- reading
@@ -293,7 +293,8 @@ const watch = () => {
     if (now !== shown) refresh();
     shown = now;
   };
-  stream.onerror = () => say("the hub does not answer; trying again", true);
+  stream.onerror = () => say(stream.readyState === EventSource.CLOSED
+    ? "logged out: run `atoll ui` and open the link it prints" : "the hub does not answer; trying again", true);
 };
 
 readMe().then(readRest).then(watch, (error) => say(error.message, true));
