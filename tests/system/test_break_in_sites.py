@@ -187,6 +187,22 @@ def test_an_aggregate_of_an_expression_that_picks_one_person_is_refused(asked):
         assert (view.state, "could tell of one row" in view.words) == ("failed", True), what
 
 
+def test_a_key_that_puts_one_person_by_a_value_among_others_who_are_known_is_refused(asked):
+    """One query, in which the target is the tenth of the group that its age numbers."""
+    view = asked(
+        "SELECT CAST(id <> 17 AS INT) * (id // 9) + CAST(id = 17 AS INT) * age AS k, count(*) FROM rows GROUP BY k"
+    )
+    assert (view.state, "the key 'k' is made of id, age" in view.words) == ("failed", True)
+
+
+def test_some_groups_of_one_answer_less_one_person_are_not_told_after_them(asked):
+    """They are near none of its groups and not all of them together, but near two of the three."""
+    assert len(asked("SELECT id % 4 AS k, sum(age) AS a FROM rows WHERE id % 4 < 3 GROUP BY k").result.rows) == 3
+    view = asked("SELECT sum(age) AS a FROM rows WHERE id % 4 < 2 AND id <> 17")
+    assert (view.state, view.error) == ("failed", "Denied")
+    assert "could be subtracted" in view.words
+
+
 def test_two_queries_whose_difference_is_one_person_are_not_both_answered(asked):
     """The second is refused, in the same words whether or not there is such a person."""
     assert asked("SELECT count(*) AS n, sum(age) AS a FROM rows").result.rows[0][0] == 120

@@ -109,7 +109,7 @@ def test_groups_survive_the_journey_as_json():
     sent = Answer(site="a", position=0, epoch=0, groups=groups, suppressed=suppressed).model_dump_json()
     back = Answer.model_validate_json(sent)
     assert merge(query, [(back.groups, back.suppressed)]) == merge(query, [(groups, suppressed)])
-    assert merge(query, [(back.groups, 0)]).rows == (("m", True, 1, 1, 2.5, None), (None, None, 0, 1, None, None))
+    assert merge(query, [(back.groups, False)]).rows == (("m", True, 1, 1, 2.5, None), (None, None, 0, 1, None, None))
 
 
 # --- what must not get out ------------------------------------------------------------------------------------
@@ -119,24 +119,57 @@ def people(**columns):
     return pa.table(columns)
 
 
-def test_groups_below_the_minimum_are_held_back_and_counted_where_they_have_as_many_rows_together():
+def test_groups_below_the_minimum_are_held_back_and_said_to_be_where_they_have_as_many_rows_together():
     first = people(sex=["m"] * 5 + ["f"] * 2, age=list(range(7)))
     second = people(sex=["m"] * 2 + ["f"] * 6 + ["x"], age=list(range(9)))
-    result = asked("SELECT sex, count(*) AS n, max(age) FROM heart GROUP BY sex", [first, second], min_group=3)
-    assert result.rows == (("f", 6, 7), ("m", 5, 4))
-    assert result.suppressed == 2  # those of the second: that the first has two more rows would tell of two
+    sql = "SELECT sex, count(*) AS n, max(age) FROM heart GROUP BY sex"
+    result = asked(sql, [first, second], min_group=3)
+    assert (result.rows, result.suppressed) == ((("f", 6, 7), ("m", 5, 4)), True)
+    assert not asked(sql, [first], min_group=3).suppressed  # that it has two more rows would tell of two
+
+
+@pytest.mark.parametrize("apart", [0, 1, 2])
+def test_how_many_groups_are_held_back_is_not_told_as_it_could_hang_on_one_person(apart):
+    site = people(id=[*range(100 - apart), *range(apart)])
+    query = parse("SELECT id AS k, count(*) AS n FROM heart GROUP BY k")
+    assert answer(query, site, 10, known) == ((), True)
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(
+    ("odd", "exact"),
+    [
+        (2_345_678_901, {"BIGINT", "DOUBLE"}),
+        (16_777_217, {"INTEGER", "BIGINT", "DOUBLE"}),
+        (2**53 + 1, {"BIGINT"}),
+        (1e15 + 0.5, {"DOUBLE"}),
+        (1e200, set()),
+        (40.5, {"FLOAT", "DOUBLE"}),
+        (0.1, {"DOUBLE"}),
+        ("a few", set()),
+    ],
+)
+def test_a_cast_that_leaves_out_or_changes_a_few_is_not_told(odd, exact, text):
+    """The column's sum, less that of its CAST, would be those few rows' values, or what of them the CAST lost."""
+    for times in (1, 9, 10):
+        values = [*range(90), *[odd] * times]
+        column = [str(one) for one in values] if text or odd == "a few" else values
+        site = people(x=pa.array(column, pa.float64() if isinstance(column[-1], float) else None))
+        for kind in ("INTEGER", "BIGINT", "FLOAT", "DOUBLE"):
+            told = asked(f"SELECT count(*), sum(CAST(x AS {kind})) AS a FROM heart", [site], min_group=10).rows
+            assert bool(told) == (kind in exact or times == 10), (times, kind)
 
 
 def test_a_question_about_one_person_is_held_back_whole():
     site = people(id=list(range(50)), age=[40.0] * 50)
     result = asked("SELECT count(*), avg(age) FROM heart WHERE id = 17", [site], min_group=10)
-    assert (result.rows, result.suppressed) == ((), 1)
-    assert asked("SELECT count(*) FROM heart WHERE id = 99", [site], min_group=10).suppressed == 1
+    assert (result.rows, result.suppressed) == ((), True)
+    assert asked("SELECT count(*) FROM heart WHERE id = 99", [site], min_group=10).suppressed
 
 
 def test_an_aggregate_that_rests_on_few_values_is_held_back_in_a_large_group():
     site = people(ill=[1.5] + [None] * 49, never=pa.nulls(50, pa.float64()), age=[40] * 50)
-    assert asked("SELECT sum(ill) FROM heart", [site], min_group=10).suppressed == 1
+    assert asked("SELECT sum(ill) FROM heart", [site], min_group=10).suppressed
     assert asked("SELECT count(ill) FROM heart", [site], min_group=10).rows == ()
     assert asked("SELECT sum(never), avg(age) FROM heart", [site], min_group=10).rows == ((None, 40.0),)
 
@@ -185,7 +218,7 @@ def test_a_site_with_too_many_groups_is_refused_by_the_hub():
     query = parse("SELECT id, count(*) AS n FROM heart GROUP BY id")
     groups = [Group(key=(i,), rows=1, partials={"n": (1,)}) for i in range(10_001)]
     with pytest.raises(Invalid, match="10001 groups"):
-        merge(query, [(groups, 0)])
+        merge(query, [(groups, False)])
 
 
 def test_too_many_groups_are_refused():
@@ -232,93 +265,7 @@ def test_queries_at_once_do_not_mix():
     assert results == [((2000, n),) for n in range(8)] * 4
 
 
-# --- what a query may be --------------------------------------------------------------------------------------
-
-
-def test_a_query_names_its_dataset_and_columns():
-    query = parse(
-        'SELECT h.sex, avg(CAST(age AS INT)) AS "mean" FROM "heart-2.x" AS h WHERE well AND chol > 1 GROUP BY sex '
-        "LIMIT 3"
-    )
-    assert query.dataset == "heart-2.x"
-    assert query.columns == ("sex", "age", "well", "chol")
-    assert [output.name for output in query.outputs] == ["sex", "mean"]
-    assert query.conditions == ('"well"', '("chol" > 1)')
-    assert query.limit == 3
-
-
-@pytest.mark.parametrize(
-    ("sql", "words"),
-    [
-        ("SELECT * FROM t", "rows never leave a site"),
-        ("SELECT a FROM t", "no aggregate"),
-        ("SELECT a, count(*) FROM t", "'a' stands beside an aggregate"),
-        ("SELECT a + 1, count(*) FROM t GROUP BY ALL", "needs a name"),
-        ("SELECT count(*) FROM t, u", "a join"),
-        ("SELECT count(*) FROM t JOIN u USING (a)", "a join"),
-        ("SELECT count(*) FROM read_csv('/etc/passwd')", "a table function"),
-        ("SELECT count(*) FROM '/etc/passwd'", "no dataset's name"),
-        ("SELECT count(*) FROM s.t", "a schema"),
-        ("SELECT main.sum(a) FROM t", "a schema"),
-        ("SELECT count(*) FROM (SELECT 1)", "a subquery"),
-        ("SELECT count(*) FROM t WHERE a IN (SELECT 1)", "a subquery"),
-        ("WITH x AS (SELECT 1) SELECT count(*) FROM t", "WITH"),
-        ("SELECT count(*) FROM t UNION ALL SELECT 1", "UNION"),
-        ("SELECT sum(a) OVER () FROM t", "a window function"),
-        ("SELECT count(*) FROM t HAVING count(*) > 1", "HAVING"),
-        ("SELECT count(*) FROM t QUALIFY true", "QUALIFY"),
-        ("SELECT count(*) FROM t USING SAMPLE 1", "SAMPLE"),
-        ("SELECT count(*) FROM t TABLESAMPLE 10%", "SAMPLE"),
-        ("SELECT count(*) FROM t AS t(b)", "renaming columns"),
-        ("SELECT count(DISTINCT a) FROM t", "DISTINCT"),
-        ("SELECT DISTINCT a, count(*) FROM t GROUP BY a", "DISTINCT"),
-        ("SELECT count(*) FILTER (a > 1) FROM t", "FILTER"),
-        ("SELECT sum(a ORDER BY b) FROM t", "ORDER_BYS"),
-        ("SELECT a, count(*) FROM t GROUP BY CUBE (a)", "CUBE"),
-        ("SELECT a, count(*) FROM t GROUP BY 2", "'a' stands beside"),
-        ("SELECT a, count(*) AS n FROM t GROUP BY a, n", "an aggregate is no group"),
-        ("SELECT count(*) FROM t GROUP BY a", "not in the select list"),
-        ("SELECT count(*) FROM t ORDER BY a", "not in the select list"),
-        ("SELECT count(*) FROM t ORDER BY 2", "count from 1 to 1"),
-        ("SELECT count(*) FROM t LIMIT 1 OFFSET 1", "OFFSET"),
-        ("SELECT count(*) FROM t LIMIT 10%", "LIMIT"),
-        ("SELECT sum(a) / 2 AS h FROM t", "sum inside an expression"),
-        ("SELECT sum(avg(a)) FROM t", "avg inside an expression"),
-        ("SELECT sum(a * CAST(id = 17 AS INT)) FROM t", "sum of an expression.*could tell of one row"),
-        ("SELECT sum(CAST(id = 17 AS INT)) FROM t", "sum of an expression"),
-        ("SELECT sum(CAST(a AS BOOLEAN)) FROM t", "sum of an expression"),
-        ("SELECT max((a + 4503599627370496e0) - 4503599627370496e0) FROM t", "max of an expression"),
-        ("SELECT count(1) FROM t", "count of an expression"),
-        ("SELECT count(*) FROM t WHERE CASE WHEN a THEN b END", "CASE"),
-        ("SELECT count(*) FROM t WHERE uper(a) = 'A'", "did you mean 'upper'"),
-        ("SELECT count(*) FROM t WHERE a LIKE '%'", "'like'"),
-        ("SELECT count(*) FROM t WHERE getenv('HOME') = 'x'", "'getenv'"),
-        ("SELECT median(a) FROM t", "'median'"),
-        ("SELECT sum(a.b.c) FROM t", "a.b.c"),
-        ("SELECT sum(u.a) FROM t", "u.a"),
-        ("SELECT sum(CAST(a AS STRUCT(b INT))) FROM t", "CAST to|CHILDREN|not allowed"),
-        ("SELECT sum(a[1]) FROM t", "array_extract"),
-        ("SELECT count(*) FROM t WHERE a = $1", "a parameter"),
-        ("SELECT count(*)", "without FROM"),
-        ("SELECT count(*) FROM t; SELECT count(*) FROM t", "more than one statement"),
-        ("", "an empty query"),
-        ("SELECT \udcff", "no Unicode"),
-        ("SELECT count(*) FROM t WHERE a = '\0' OR", "syntax error"),
-        ("DROP TABLE t", "anything but SELECT"),
-        ("COPY t TO 'x'", "anything but SELECT"),
-        ("SELEC 1", 'syntax error at or near "SELEC"'),
-        ("SELECT sum(A), sum(a) FROM t", "differ only in case"),
-        ("SELECT sum(a), sum(a) FROM t", "two output columns"),
-        ("SELECT floor(a) AS a, count(*) FROM t GROUP BY a", "names both a column and a key"),
-        ("SELECT count(*) FROM t WHERE " + "NOT " * 300 + "a", "nested too deeply"),
-        ("SELECT count(*) FROM t WHERE a IN (" + "1," * 6000 + "1)", "10000 is the most"),
-    ],
-)
-def test_what_is_not_allowed_is_named(sql, words):
-    with pytest.raises(Invalid, match=words) as told:
-        parse(sql)
-    assert str(told.value).startswith("sql: ")
-    assert "\n" not in str(told.value)
+# --- what fits the columns --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -374,13 +321,13 @@ def test_dates_and_decimals_can_be_keys():
 def test_a_forged_group_is_refused(group):
     query = parse("SELECT sex, sum(age) AS n FROM heart GROUP BY sex")
     with pytest.raises(Invalid, match="does not fit the query"):
-        merge(query, [((group,), 0)])
+        merge(query, [((group,), False)])
 
 
 def test_forged_variances_are_refused_and_the_largest_honest_ones_do_not_overflow():
     query = parse("SELECT var_pop(age) AS v FROM heart")
     for part in ((5, 1e200, 1.0), (5, 1.0, -1.0), (5, 1.0, 1e300)):
         with pytest.raises(Invalid, match="does not fit"):
-            merge(query, [((Group(rows=5, partials={"v": part}),), 0)])
+            merge(query, [((Group(rows=5, partials={"v": part}),), False)])
     far = [Group(rows=2**52, partials={"v": (2**52, side * 1e140, 0.0)}) for side in (-1, 1)]
-    assert merge(query, [((group,), 0) for group in far]).rows == ((pytest.approx(1e280),),)
+    assert merge(query, [((group,), False) for group in far]).rows == ((pytest.approx(1e280),),)

@@ -69,7 +69,7 @@ QUERY = parse_sql("SELECT sex, age, sum(dose) AS n FROM rows GROUP BY sex, age")
 def test_a_sites_answer_to_a_query(data):
     answer = outcome(parse_json, Answer, data, "answer")
     if isinstance(answer, Answer):
-        outcome(merge, QUERY, [(answer.groups, answer.suppressed), (ANSWER.groups, 0)])
+        outcome(merge, QUERY, [(answer.groups, answer.suppressed), (ANSWER.groups, False)])
 
 
 @SAME_FOLDER

@@ -111,7 +111,7 @@ def test_steps_that_no_round_by_time_has_are_the_site_s_fault_too(place):
 def test_what_a_site_says_besides_its_numbers_stays_at_the_relay(place):
     place.begin("a")
     sums = {"x" * 1000: {"count": 1, "total": 1.0, "squares": 1.0}}
-    bring(place, "a", parcel("a", sums=sums, groups=({"rows": 1},), suppressed=3, totals={"m": {}}, bytes=5))
+    bring(place, "a", parcel("a", sums=sums, groups=({"rows": 1},), suppressed=True, totals={"m": {}}, bytes=5))
     the_sum(place)
     [answer] = place.above.sums[0][0].answers
     assert answer == parcel("a", via=("top",)).answer

@@ -157,7 +157,7 @@ def outcome(view: RunView) -> RenderableType:
         shown = [[number(cell) for cell in row] for row in found.rows]
         parts.append(table("Result", found.columns, shown, "no rows"))
     if found.suppressed:
-        parts.append(text(f"{found.suppressed} groups were held back by sites for being too small", "yellow"))
+        parts.append(text("groups were held back by sites for being too small", "yellow"))
     if found.metrics:
         names = list(found.metrics)
         rows = [[site, *(number(scores.get(name)) for name in names)] for site, scores in sorted(found.by_site.items())]

@@ -1,12 +1,13 @@
 """What a site has told of a dataset's rows: an answer that differs from an earlier one in too few of them is refused.
 
 Two answers about nearly the same rows, subtracted, tell of the rows between them. So the sets of rows that were told of
-are kept at the site, and a set that fewer than the dataset's minimum of rows tell from a kept one is not answered. That
-none at all do is no exception, unless both were asked for in the same words: otherwise a refusal would tell that there
-is such a row. (An auditor must refuse by what may be, not by what is: Kenthapadi, Mishra and Nissim, 2005.)
+are kept at the site, and an answer is not given if fewer than the dataset's minimum of rows tell some of its sets from
+some of a kept answer's. That none at all do is no exception, unless it is one set beside one, asked for in the same
+words: otherwise a refusal would tell that there is such a row. (An auditor must refuse by what may be, not by what is:
+Kenthapadi, Mishra and Nissim, 2005.)
 
-This holds for any two sets. Three and more can be combined to smaller ones, and so can what is known from elsewhere:
-against that helps noise, from a privacy budget.
+This holds for any two answers, with all of their sets. Three and more can be combined to fewer rows, and so can what is
+known from elsewhere: against that helps noise, from a privacy budget.
 """
 
 import json
@@ -20,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
+from atoll.data.cuts import divisible, shared
 from atoll.errors import Corrupt, Denied, Unavailable
 from atoll.spec.fleet import Dataset
 
 MOST = 1000  # answers that are kept of one content of a dataset; what comes after them is refused
 _BUSY = 30.0  # seconds to wait for another thread that looks through them
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS answered (number INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, told INTEGER NOT NULL,"
-    " words BLOB NOT NULL, labels BLOB NOT NULL)"
+    "CREATE TABLE IF NOT EXISTS answered (number INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, words BLOB NOT NULL,"
+    " labels BLOB NOT NULL)"
 )
 
 
@@ -36,29 +38,32 @@ class Selection:
     """The sets of rows that one answer tells of. They share no row.
 
     `labels` has for each row of the dataset the number of its set, from 1, or 0; uint32 of shape ``(rows,)``. `words`
-    says how each set was asked for, in its order, and last how all of the first `told` ones together were: numbers of
-    theirs can be added.
+    says how each set was asked for, in its order.
     """
 
     labels: np.ndarray
-    told: int
     words: tuple[str, ...]
 
-    def nearest(self, other: "Selection", least: int) -> bool:
-        """Tell whether a set of this answer is nearer than ``least`` rows to one of another's, in other words."""
-        mine, theirs = _sizes(self), _sizes(other)
-        return any(
-            distance < least and (distance or self.words[one] != other.words[two])
-            for one, two, common in _common(self, other)
-            if (distance := int(mine[one] + theirs[two]) - 2 * common) < least
-        )
+    def near(self, other: "Selection", least: int) -> bool:
+        """Tell whether some sets of this answer are nearer than ``least`` rows to some of another's, in other words."""
+        mine, theirs, rows = shared(self.labels, other.labels, len(other.words) + 1)
+        both = (mine > 0) & (theirs > 0)
+        sizes = np.bincount(mine, rows), np.bincount(theirs, rows)
+        alike = np.flatnonzero(both & (rows == sizes[0][mine]) & (rows == sizes[1][theirs]))
+        both[[pair for pair in alike if self.words[mine[pair] - 1] == other.words[theirs[pair] - 1]]] = False
+        # What shares no row with the other answer only adds to the rows between, so it is taken for outside, and so is
+        # a set that is told of again in its words.
+        one = np.where(np.isin(mine, mine[both]), mine, 0)
+        two = np.where(np.isin(theirs, theirs[both]), theirs + len(self.words), 0)
+        edges = (one > 0) | (two > len(self.words))
+        return divisible(one[edges], two[edges], rows[edges], least)
 
 
 def selected(count: int, rows: np.ndarray, words: str) -> Selection:
     """Return that these rows (indices) of ``count`` are told of as one set; for all of them as a query says it."""
     labels = np.zeros(count, np.uint32)
     labels[rows] = 1
-    return Selection(labels, 1, ("" if len(rows) == count else words,) * 2)
+    return Selection(labels, ("" if len(rows) == count else words,))
 
 
 class Answered:
@@ -81,11 +86,11 @@ class Answered:
                 count += 1
                 if asked.words == kept.words and np.array_equal(asked.labels, kept.labels):
                     return
-                if asked.nearest(kept, least):
+                if asked.near(kept, least):
                     raise Denied(
                         f"{self._name} refuses: {dataset.name!r} was asked about rows before of which fewer than "
                         f"{least} are others than these, or none, so the two answers could be subtracted; "
-                        "ask as before, or about other groups"
+                        "ask as before, or about other rows"
                     )
             if count >= self._most:
                 raise Denied(
@@ -93,8 +98,8 @@ class Answered:
                     f"the most; ask one of them again, or have its owner begin anew by removing {self._path.name} there"
                 )
             words, labels = json.dumps(asked.words).encode(), asked.labels.astype("<u4").tobytes()
-            packed = (dataset.fingerprint, asked.told, zlib.compress(words, 1), zlib.compress(labels, 1))
-            file.execute("INSERT INTO answered (fingerprint, told, words, labels) VALUES (?, ?, ?, ?)", packed)
+            packed = (dataset.fingerprint, zlib.compress(words, 1), zlib.compress(labels, 1))
+            file.execute("INSERT INTO answered (fingerprint, words, labels) VALUES (?, ?, ?)", packed)
 
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:
@@ -115,45 +120,12 @@ class Answered:
 
 
 def _kept(file: sqlite3.Connection, fingerprint: str, rows: int) -> Iterator[Selection]:
-    found = file.execute(
-        "SELECT told, words, labels FROM answered WHERE fingerprint = ? ORDER BY number", (fingerprint,)
-    )
-    for told, words, labels in found:
+    found = file.execute("SELECT words, labels FROM answered WHERE fingerprint = ? ORDER BY number", (fingerprint,))
+    for words, labels in found:
         try:
-            kept = Selection(
-                np.frombuffer(zlib.decompress(labels), "<u4"), told, tuple(json.loads(zlib.decompress(words)))
-            )
+            kept = Selection(np.frombuffer(zlib.decompress(labels), "<u4"), tuple(json.loads(zlib.decompress(words))))
         except (ValueError, TypeError, zlib.error):
             kept = None
-        if kept is None or len(kept.labels) != rows or kept.labels.max(initial=0) >= len(kept.words):
+        if kept is None or len(kept.labels) != rows or kept.labels.max(initial=0) > len(kept.words):
             raise Corrupt("answered.db: it is not what was written there, so no query is answered; restore it")
         yield kept
-
-
-def _sizes(one: Selection) -> np.ndarray:
-    """Return how many rows each set has, and last all the told ones together."""
-    sizes = np.bincount(one.labels, minlength=len(one.words))[1:]
-    return np.append(sizes, sizes[: one.told].sum())
-
-
-def _common(one: Selection, two: Selection) -> Iterator[tuple[int, int, int]]:
-    """Yield the pairs of sets that share rows, by their places, and how many they share."""
-    mine, theirs = one.labels.astype(np.int64), two.labels.astype(np.int64)
-    both = mine * len(two.words) + theirs  # a set is numbered from 1, and the last of the words is no label
-    in_mine, in_theirs = (mine > 0) & (mine <= one.told), (theirs > 0) & (theirs <= two.told)
-    if both.max(initial=0) < 4 * both.size:
-        pairs, counts = np.flatnonzero(found := np.bincount(both)), found[found > 0]
-    else:
-        pairs, counts = np.unique(both, return_counts=True)  # sorts, where a table would be large and mostly empty
-    for pair, count in zip(pairs, counts, strict=True):
-        first, second = divmod(int(pair), len(two.words))
-        if first and second:
-            yield first - 1, second - 1, int(count)
-    for second, count in enumerate(np.bincount(theirs[in_mine], minlength=1)[1:]):
-        if count:
-            yield len(one.words) - 1, second, int(count)
-    for first, count in enumerate(np.bincount(mine[in_theirs], minlength=1)[1:]):
-        if count:
-            yield first, len(two.words) - 1, int(count)
-    if count := int((in_mine & in_theirs).sum()):
-        yield len(one.words) - 1, len(two.words) - 1, count

@@ -20,11 +20,13 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A column of the answer: a group key (no function) or an aggregate. `sql` is None for count(*)."""
+    """A column of the answer: a group key (no function) or an aggregate. `sql` is None for count(*), and `cast` is the
+    dataset's column that an aggregate takes a CAST of."""
 
     name: str
     sql: str | None
     function: str | None = None
+    cast: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ def parse(sql: str) -> Query:
     Allowed: one SELECT of group keys and of count, sum, avg, min, max, variance and standard deviation of columns,
     FROM one dataset, WHERE, GROUP BY, and over the merged answer ORDER BY output columns and LIMIT. In keys and
     conditions: columns, constants, comparisons, AND, OR, NOT, IS NULL, IN, BETWEEN, arithmetic, CAST to a plain type,
-    coalesce, abs, ceil, floor, round, lower, upper. An aggregate takes a column as it is, or a CAST of it to a number:
+    coalesce, abs, ceil, floor, round, lower, upper. A key is of one column: with a second one it could put a row among
+    others that are known, by a value of its own. An aggregate takes a column as it is, or a CAST of it to a number:
     what is computed of a row could be nothing for all rows but one.
     """
     if len(sql) > LONGEST:
@@ -122,11 +125,19 @@ def _dataset(table: Node) -> tuple[str, str]:
 
 
 def _output(node: Node, reader: Reader) -> Output:
-    name, sql, function = reader.meaning(node)
+    own = Reader(reader.source, reader.qualifiers)
+    name, sql, function = own.meaning(node)
+    reader.columns.update(own.columns)
     name = node["alias"] or name
     if not name:
         raise Invalid(f"sql: the key {sql} needs a name; write it as ... AS name")
-    return Output(name, sql, function)
+    if function is None and len(own.columns) > 1:
+        raise Invalid(
+            f"sql: the key {name!r} is made of {', '.join(own.columns)}: it could tell of one row; take one column for "
+            "a key, and group by several keys"
+        )
+    columns = [quoted(column) for column in own.columns]  # of an aggregate there is one at most
+    return Output(name, sql, function, columns[0] if function and columns and columns != [sql] else None)
 
 
 def _check_groups(node: Node, reader: Reader, outputs: Sequence[Output]) -> None:

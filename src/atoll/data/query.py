@@ -2,9 +2,10 @@
 
 What a site gives away: for each group its key, its row count and the partials. A group with fewer rows than the
 dataset's minimum is held back, and so is one in which an aggregate rests on fewer values than that (but on some: that
-none is there at all may be told). How many they are is told where they have that many rows together. The minimum and
-maximum of a group are exact values of one row each; an owner who minds must refuse queries by policy. Which rows an
-answer tells of goes to `answered`, against those who ask twice and subtract.
+none is there at all may be told), or in which its CAST leaves out or changes so few: they are what it differs in from
+the column itself. That groups were held back is told where they have that many rows together; how many is not, as that
+could hang on one row. The minimum and maximum of a group are exact values of one row each; an owner who minds must
+refuse queries by policy. Which rows an answer tells of goes to `answered`, against those who ask twice and subtract.
 
 Errors tell too. So a computation that fails on a row (overflow, a cast that does not fit) yields a missing value
 instead, as do infinities, NaN and values of 1e140 or more, and no message quotes the data.
@@ -42,9 +43,9 @@ Value = str | int | float | bool | None
 
 def answer(
     query: Query, table: "pa.Table", min_group: int, admit: Callable[[Selection], object]
-) -> tuple[tuple[Group, ...], int]:
-    """Answer at a site; return its groups and how many it held back. ``admit`` is told before which rows that tells of,
-    and raises where it must not.
+) -> tuple[tuple[Group, ...], bool]:
+    """Answer at a site; return its groups and whether it held some back. ``admit`` is told before which rows that tells
+    of, and raises where it must not.
 
     A partial is (n,) for count, (n, sum) for sum and mean, (n, value) for min and max, and (n, mean, sum of squared
     deviations) for variance and deviation, n being the number of values present. Integer sums are exact, others are
@@ -68,7 +69,7 @@ def answer(
     return tuple(_group(query, row) for row in rows), suppressed
 
 
-def merge(query: Query, parts: Iterable[tuple[Sequence[Group], int]]) -> Result:
+def merge(query: Query, parts: Iterable[tuple[Sequence[Group], bool]]) -> Result:
     """Merge what `answer` gave at each site into the answer over all rows that were not held back.
 
     Counts and integer sums are exact. Other sums are added without further rounding (`math.fsum`), and variances
@@ -77,11 +78,11 @@ def merge(query: Query, parts: Iterable[tuple[Sequence[Group], int]]) -> Result:
     `Invalid` for groups that do not fit the query.
     """
     gathered: dict[tuple[Value, ...], list[Group]] = {}
-    suppressed = 0
+    suppressed = False
     for groups, held_back in parts:
         if len(groups) > MOST_GROUPS:
             raise Invalid(f"sql: a site answered with {len(groups)} groups; {MOST_GROUPS} is the most")
-        suppressed += held_back
+        suppressed = suppressed or held_back
         for group in groups:
             _check(query, group)
             gathered.setdefault(group.key, []).append(group)
@@ -124,11 +125,12 @@ def _number(columns: Sequence[str]) -> str:
 
 def _grouped(
     engine: "duckdb.DuckDBPyConnection", query: Query, count: int, min_group: int
-) -> tuple[list[tuple[Any, ...]], int, Selection]:
-    """Return a row for each group that may be told (key, row count, all partials), how many were held back as far as
-    that may be told, and which of the ``count`` rows all of this is of."""
+) -> tuple[list[tuple[Any, ...]], bool, Selection]:
+    """Return a row for each group that may be told (key, row count, all partials), whether some were held back as far
+    as that may be told, and which of the ``count`` rows all of this is of."""
     columns = [f"TRY({output.sql}) AS k{i}" for i, output in enumerate(query.keys)]
     columns += [f"TRY({output.sql or 'true'}) AS x{i}" for i, output in enumerate(query.aggregates)]
+    columns += [f"{output.cast or 'NULL'} AS o{i}" for i, output in enumerate(query.aggregates)]
     conditions = " AND ".join(query.conditions)
     where = f" WHERE TRY(CAST(({conditions}) AS BOOLEAN))" if conditions else ""
     columns.append(f"{quoted(_number(query.columns))} AS number")
@@ -140,49 +142,45 @@ def _grouped(
     grouped = f" GROUP BY {', '.join(f'g{i}' for i in range(split))}" if split else ""
     named.append("count(*) AS rows")
     told = f"rows >= {min_group:d}"
-    for i, (output, kind) in enumerate(zip(query.aggregates, types[split:-1], strict=True)):
+    whole = "true"
+    for i, output in enumerate(query.aggregates):
+        kind = types[split + i]
         named += [f"{sql} AS a{i}_{j}" for j, sql in enumerate(_partials(output, kind, f"x{i}"))]
         told += f" AND (a{i}_0 = 0 OR a{i}_0 >= {min_group:d})"
-    named.append("list(number) AS numbers")
+        if output.cast:
+            value = f"x{i}" if kind in _INTEGERS else _real(f"x{i}")
+            for odd in (f"o{i} IS NOT NULL AND {value} IS NULL", _changed(f"o{i}", value)):
+                whole += f" AND count(*) FILTER ({odd}) NOT BETWEEN 1 AND {min_group - 1:d}"
+    named += [f"{whole} AS whole", "list(number) AS numbers"]
 
     every = f"SELECT {', '.join(named)} FROM ({rows}){grouped}"  # noqa: S608
-    every = f"SELECT *, {told} AS told, row_number() OVER () AS place FROM ({every})"  # noqa: S608
+    every = f"SELECT *, {told} AND whole AS told, row_number() OVER () AS place FROM ({every})"  # noqa: S608
     engine.execute(f"CREATE TEMP TABLE groups AS {every}")
-    found = engine.execute(
-        "SELECT count(*) FILTER (NOT told), count(*) FILTER (told), sum(rows) FILTER (NOT told) FROM groups"
-    )
-    held_back, kept, held_rows = found.fetchone() or (0, 0, 0)
+    found = engine.execute("SELECT count(*) FILTER (told), sum(rows) FILTER (NOT told) FROM groups").fetchone()
+    kept, held_rows = found or (0, None)
     if kept > MOST_GROUPS:
         raise Invalid(f"sql: GROUP BY: makes {kept} groups; {MOST_GROUPS} is the most, group more coarsely")
-    groups = engine.execute("SELECT * EXCLUDE (numbers, told, place) FROM groups WHERE told ORDER BY place").fetchall()
-    # Of a query without keys there is one group in any case, so that it is held back tells of no row.
-    countable = bool(split) and held_back > 0 and held_rows >= min_group
+    ours = "whole, numbers, told, place"
+    groups = engine.execute(f"SELECT * EXCLUDE ({ours}) FROM groups WHERE told ORDER BY place").fetchall()  # noqa: S608
     labels = np.zeros(count, np.uint32)
-    members = engine.execute("SELECT told, numbers FROM groups WHERE rows > 0 ORDER BY told DESC, place").fetchnumpy()
-    number = 0
-    for group_told, numbers in zip(members["told"], members["numbers"], strict=True):
-        number += 1 if group_told else 0
-        if group_told or countable:
-            labels[np.asarray(numbers, np.int64)] = number if group_told else kept + 1
-    words = _words(query, groups, held_back > 0)
-    selection = Selection(labels, kept, words if countable else (*words[:kept], *words[-1:]))
-    return groups, held_back if countable or not split else 0, selection
+    members = engine.execute("SELECT numbers FROM groups WHERE told AND rows > 0 ORDER BY place").fetchnumpy()
+    for number, numbers in enumerate(members["numbers"], 1):
+        labels[np.asarray(numbers, np.int64)] = number
+    # Of a query without keys there is one group in any case, so that it is held back tells of no row.
+    held_back = held_rows is not None and (held_rows >= min_group or not split)
+    return groups, held_back, Selection(labels, _words(query, groups))
 
 
-def _words(query: Query, groups: Sequence[tuple[Any, ...]], held_back: bool) -> tuple[str, ...]:
-    """Return how the rows of each group were asked for, of those held back, and of all that are told together."""
+def _words(query: Query, groups: Sequence[tuple[Any, ...]]) -> tuple[str, ...]:
+    """Return how the rows of each group were asked for: as a condition without keys would have it."""
 
     def joined(*more: str) -> str:
         return " AND ".join(sorted({*query.conditions, *more}))
 
     keys = [output.sql for output in query.keys]
-    each = [
+    return tuple(
         joined(*(f"({sql} = {_spelt(value)})" for sql, value in zip(keys, group, strict=False))) for group in groups
-    ]
-    by = f"grouped by {', '.join(map(str, keys))} of {joined()}"
-    together = f"large, {by}" if held_back else joined()
-    together = each[0] if len(each) == 1 else together
-    return (*each, f"small, {by}", together)
+    )
 
 
 def _spelt(value: Value) -> str:
@@ -205,6 +203,16 @@ def _key(output: Output, kind: str, column: str) -> str:
 def _real(column: str) -> str:
     """Cast to float64; a value beyond what can be squared becomes missing, and so do NaN and infinities."""
     return f"CASE WHEN abs(CAST({column} AS DOUBLE)) < {_LARGEST} THEN CAST({column} AS DOUBLE) END"
+
+
+def _changed(column: str, value: str) -> str:
+    """Tell whether a CAST makes another number of a column's value, be that a number or text.
+
+    Integers beyond 2**53 can be alike as float64 and are none the less others.
+    """
+    real, exact = ([f"TRY_CAST({one} AS {kind})" for one in (column, value)] for kind in ("DOUBLE", "HUGEINT"))
+    apart = f"{real[0]} IS DISTINCT FROM {real[1]}"
+    return f"{value} IS NOT NULL AND ({apart} OR (abs({real[0]}) >= 2**53 AND {exact[0]} IS DISTINCT FROM {exact[1]}))"
 
 
 def _partials(output: Output, kind: str, column: str) -> list[str]:
