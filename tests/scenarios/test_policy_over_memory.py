@@ -186,7 +186,7 @@ def foreseen(world, **fields):
 def test_what_would_happen_to_a_job_is_told_at_every_point_and_nothing_is_done(world):
     found = foreseen(world)
     assert found[0].point == "submit"
-    assert [one.point for one in found[-4:]] == ["release", "release", "promote", "deploy"]
+    assert [one.point for one in found[-5:]] == ["release", "release", "promote", "deploy", "export"]
     at_ada = [one for one in found if one.subject.startswith("ada: ")]
     assert [one.point for one in at_ada if one.party == "ada"] == ["plan", "open", *["cross"] * 6]
     assert [one.point for one in at_ada if one.party == "hub"] == ["plan", *["cross"] * 6]

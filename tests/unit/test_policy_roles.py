@@ -17,6 +17,8 @@ ACTS = {
     "release": {"model": "heart@1"},
     "promote": {"model": "heart@1"},
     "deploy": {"model": "heart@1"},
+    "export": {"model": "heart@1"},
+    "erase": {"model": "heart@1"},
     "approve": {"model": "heart@1", "by": "ada"},
     "sites": {"action": "administer", "part": "sites"},
     "users": {"action": "administer", "part": "users"},
@@ -25,7 +27,7 @@ MAY = {
     "viewer": {"view"},
     "auditor": {"view", "audit"},
     "scientist": {"view", "submit", "release"},
-    "operator": {"view", "audit", "submit", "cancel", "release", "promote", "deploy", "approve", "sites"},
+    "operator": {"view", "audit", "submit", "cancel", "release", "promote", "deploy", "export", "approve", "sites"},
     "owner": set(ACTS),
 }
 TWO = """
