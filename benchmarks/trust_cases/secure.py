@@ -60,7 +60,7 @@ def _summed(count: int, gone: int) -> tuple[int, float]:
     """Return the bytes of all messages of a sum among so many, of which the last ``gone`` send no update, and the
     seconds that all its parties take together. Raises `SystemExit` for a wrong sum."""
     names = [f"s{number:03}" for number in range(count)]
-    terms = Terms(run="r", position=1, attempt=0, sites=tuple(names), bound=1.0, heaviest=1)
+    terms = Terms(run="r", position=1, attempt=0, sites=tuple(names), bound=1.0, heaviest=1, least=3)
     ring, rng = ring_of(terms), np.random.default_rng(0)
     updates = {name: rng.uniform(-1, 1, _ELEMENTS).astype(np.float32) for name in names}
     keys = {name: Ed25519PrivateKey.generate() for name in names}

@@ -130,6 +130,18 @@ def test_an_owner_asks_for_masks_and_no_job_takes_them_away(world):
     assert "merge: median: compares single updates, which a sum hides" in view.words
 
 
+def test_a_quorum_that_is_too_small_to_hide_an_update_is_refused_before_anything_runs(world):
+    view = world.end(world.submit(wire=MASK, wait={**QUORUM, "count": 3, "deadline": 3.0}))
+    assert view.state == "finished"
+    sync = Sync.model_validate({"merge": "mean", "wire": MASK, "wait": QUORUM})
+    assert sync.unfit(4) is None
+    assert sync.unfit(10) == (
+        "wait.count: 3 of 10 sites: a sum that hides each one's update is of 7 at least; raise it to 7"
+    )
+    assert sync.unfit(100) is not None
+    assert sync.unfit(100).endswith("is of 85 at least; raise it to 85")
+
+
 def test_more_sites_than_a_sum_may_have_are_refused_before_anything_runs():
     sync = Sync.model_validate({"merge": "mean", "wire": MASK})
     assert sync.unfit(1001) == "wire: mask: 1001 sites are too many for one sum, which 1000 may share; ask fewer"

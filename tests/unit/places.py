@@ -19,9 +19,10 @@ from atoll.outer.wire import encode
 from atoll.policy.defaults import SITE_POLICY
 from atoll.policy.rules import Rules
 from atoll.registry.weights import save
-from atoll.runtime.concealing import Concealing, Known
+from atoll.runtime.concealing import Concealing
 from atoll.runtime.groups import Groups
 from atoll.runtime.ledger import LiveLedger
+from atoll.runtime.peers import Peers
 from atoll.runtime.place import Place
 from atoll.runtime.reviews import Reviews
 from atoll.spec.document import canonical, sha256
@@ -238,7 +239,7 @@ class House:
         self.gate = SiteGate("lyon", lambda: rules(self.policy), self.record)
         self.gate.attach(self.hub)
         groups = Groups(self.workers, home / "workers")
-        concealing = Concealing("lyon", Key.new("lyon"), Known(home / "sites.json"), self.gate.say)
+        concealing = Concealing("lyon", Key.new("lyon"), Peers(home), home / "runs", self.gate.say)
         ledger = LiveLedger(self.journal, self.record)
         known = LiveCatalogue(home), concealing, ledger, Reviews(home, self.journal, self.record)
         self.place = Place(Site(name="lyon"), home, self.gate, groups, *known)

@@ -1,5 +1,6 @@
 """Secure sums, each party in turn: the sum is right with any who leave, and nobody is shown a single update."""
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -8,9 +9,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from atoll.errors import Corrupt, Denied
-from atoll.outer.neighbours import degree
+from atoll.outer.neighbours import degree, neighbours
 from atoll.outer.secret import Circle, Party, ring_of, unmasking
-from atoll.spec.secret import Agreed, Terms
+from atoll.spec.secret import Agreed, Terms, fewest
 
 SIZE = 1000
 rng = np.random.default_rng(7)
@@ -19,17 +20,18 @@ rng = np.random.default_rng(7)
 class World:
     """Sites with signing keys and updates, and a hub that passes on what they say."""
 
-    def __init__(self, count, attempt=0):
+    def __init__(self, count, attempt=0, least=1):
         self.names = [f"site-{number:03}" for number in range(count)]
         self.signing = {name: Ed25519PrivateKey.generate() for name in self.names}
-        self.terms = Terms(run="r1", position=2, attempt=attempt, sites=tuple(self.names), bound=1.0, heaviest=64)
+        known = {"run": "r1", "position": 2, "attempt": attempt, "bound": 1.0, "heaviest": 64, "least": least}
+        self.terms = Terms(sites=tuple(self.names), **known)
         self.ring = ring_of(self.terms)
         self.updates = {name: rng.uniform(-1, 1, SIZE).astype(np.float32) for name in self.names}
         self.weights = {name: int(rng.integers(1, 65)) for name in self.names}
         self.parties = {name: self.party(name) for name in self.names}
 
-    def party(self, name):
-        return Party(self.terms, name, f"key-of-{name}", self.signing[name].sign, self.verify)
+    def party(self, name, before=()):
+        return Party(self.terms, name, f"key-of-{name}", self.signing[name].sign, self.verify, before)
 
     def verify(self, site, signer, said, signature):
         assert signer == f"key-of-{site}"
@@ -167,7 +169,7 @@ def test_signatures_of_others_or_for_another_sum_do_not_count():
     [
         (lambda keys: keys[1:], "own keys are not among"),
         (lambda keys: [*keys, keys[1]], "twice of one"),
-        (lambda keys: keys[:2], "of fewer than 3"),
+        (lambda keys: keys[:2], "2 of 4 sites are there, and 3 hide each other"),
         (lambda keys: [*keys[:3], keys[3].model_copy(update={"site": "stranger"})], "not asked"),
         (lambda keys: [*keys[:3], keys[3].model_copy(update={"masking": "00" * 32})], "signature"),
         (lambda keys: [keys[0].model_copy(update={"own": keys[1].own}), *keys[1:]], "own keys are not among"),
@@ -192,6 +194,68 @@ def test_no_step_is_told_two_things():
     party.mask(world.inbox(world.names[0], world.names))
     with pytest.raises(Denied, match="two lists of who dealt shares"):
         party.mask(world.inbox(world.names[0], world.names[:-1]))
+
+
+@pytest.mark.parametrize("count", [7, 10, 50, 100])
+def test_no_site_shows_itself_in_a_circle_of_few(count):
+    world = World(count)
+    keys = [world.parties[name].keys() for name in world.names]
+    for few in (3, fewest(count) - 1):
+        with pytest.raises(Denied, match=rf"^secure sum: {few} of {count} sites are there, and {fewest(count)} hide"):
+            world.parties[world.names[0]].deal(keys[:few])
+    circle = Circle.of(world.terms, keys[: fewest(count)])
+    assert circle.threshold == degree(count).threshold, "whoever is shown: two circles must not both open a secret"
+
+
+def test_a_site_that_was_shown_another_list_of_dealers_signs_for_no_update_that_lacks_its_mask():
+    world = World(10)
+    world.begun()
+    first, rest = world.names[0], world.names[1:]
+    dealers = rest[:6]  # and the first itself: enough to be told to mask
+    world.parties[first].mask(world.inbox(first, dealers))
+    for name in rest:
+        world.parties[name].mask(world.inbox(name, world.names))
+    with pytest.raises(Denied, match="an update is there whose site dealt this one no shares"):
+        world.parties[first].agree([first, *rest[3:]])
+    other = World(4)
+    other.begun()
+    with pytest.raises(Denied, match="an update is there whose site dealt this one no shares"):
+        other.parties[first].agree(other.names)  # before any inbox
+
+
+def test_too_few_updates_are_not_signed_for_and_so_much_noise_as_was_asked_for_is_in_a_sum():
+    world = World(6)
+    world.begun()
+    name = world.names[0]
+    world.parties[name].mask(world.inbox(name, world.names))
+    with pytest.raises(Denied, match=r"^secure sum: 3 of 6 updates are there, and 4 hide each other"):
+        world.parties[name].agree(world.names[:3])
+    noised = World(6, least=6)
+    keys = [noised.parties[name].keys() for name in noised.names]
+    with pytest.raises(Denied, match=r"^secure sum: 5 of 6 sites are there, and 6 hide each other"):
+        noised.parties[name].deal(keys[:5])
+    noised.begun()
+    noised.parties[name].mask(noised.inbox(name, noised.names))
+    with pytest.raises(Denied, match=r"^secure sum: 5 of 6 updates are there, and 6 hide each other"):
+        noised.parties[name].agree(noised.names[:5])
+    assert noised.parties[name].agree(noised.names)
+
+
+def test_of_updates_whose_sum_was_opened_no_other_one_is_masked_or_signed_for():
+    opened = "another sum of these updates was opened"
+    world = World(6)
+    name = world.names[0]
+    world.parties[name] = world.party(name, world.names[:5])
+    keys = [world.parties[one].keys() for one in world.names]
+    with pytest.raises(Denied, match=opened):
+        world.parties[name].deal([*keys[:4], keys[5]])
+    world.begun()
+    with pytest.raises(Denied, match=opened):
+        world.parties[name].mask(world.inbox(name, world.names[:4]))
+    world.parties[name].mask(world.inbox(name, world.names))
+    with pytest.raises(Denied, match=opened):
+        world.parties[name].agree(world.names)
+    assert world.parties[name].agree(world.names[:5])
 
 
 def test_no_step_is_taken_before_its_turn():
@@ -244,3 +308,28 @@ def test_many_sites_have_few_neighbours_and_as_many_holders_as_two_lists_would_n
     assert found.neighbours < sites / 2
     assert 2 * found.threshold > found.neighbours + 1
     assert degree(50).neighbours == 49
+
+
+def test_two_lists_of_enough_sites_have_more_sites_in_common_than_may_be_hostile():
+    for sites in range(3, 300):
+        asked, common = degree(sites), 2 * fewest(sites) - sites
+        hostile = 2 * asked.threshold - asked.neighbours - 2 if asked.neighbours == sites - 1 else sites // 10
+        assert common > hostile, sites
+        assert 3 <= fewest(sites) <= sites
+        assert fewest(sites) >= asked.threshold
+
+
+def test_a_graph_is_drawn_slowly_and_the_same_for_all():
+    names = [f"site-{number}" for number in range(60)]
+    near = neighbours(names, b"seed", 20)
+    assert near == neighbours(names[::-1], b"seed", 20)
+    assert near != neighbours(names, b"other", 20)
+    for name, others in near.items():
+        assert len(set(others)) == 20
+        assert name not in others
+        assert all(name in near[other] for other in others)
+    # To try one seed more costs 50 ms and 16 MiB.
+    drawn = hashlib.scrypt(b"seed", salt=b"atoll secure sum", n=2**14, r=8, p=1)
+    circle = sorted(names, key=lambda name: hashlib.sha256(drawn + b"\0" + name.encode()).digest())
+    assert circle[1] in near[circle[0]]
+    assert circle[11] not in near[circle[0]]

@@ -5,18 +5,18 @@ import threading
 import numpy as np
 import pytest
 
-from atoll.errors import Corrupt, Denied, Invalid, LinkLost
+from atoll.errors import Corrupt, Denied, Invalid
 from atoll.journal.key import Key
 from atoll.outer.secret import Party
-from atoll.runtime.concealing import Concealing, Known
+from atoll.runtime.peers import check_signed
 from atoll.runtime.sums import Sums
 from atoll.spec.document import canonical, digest
 from atoll.spec.event import Answer, Broken, Restarted
-from atoll.spec.message import Assign, SumSaid, SumTold
-from atoll.spec.secret import Agreed, Everyone, Inbox, Signed, There
+from atoll.spec.message import SumSaid
+from atoll.spec.secret import Agreed
 from atoll.spec.sync import Sync
 from tests.unit.places import eventually
-from tests.unit.runs import plan, train_job, training
+from tests.unit.runs import plan, training
 
 NAMES = ("ada", "bob", "cyd", "dee")
 WIRE = [{"kind": "clip", "value": 1.0}, {"kind": "mask"}]
@@ -25,18 +25,18 @@ WIRE = [{"kind": "clip", "value": 1.0}, {"kind": "mask"}]
 class Line:
     """What reaches the sites, and what the run is told, of one round's sum."""
 
-    def __init__(self, tmp_path, **wait):
-        self.path, made = tmp_path, plan(NAMES, **wait)
+    def __init__(self, names=NAMES, **wait):
+        made = plan(names, **wait)
         sync = Sync.model_validate({**made.sync.model_dump(mode="json"), "wire": WIRE})
-        self.state, _ = training(made.model_copy(update={"sync": sync}), *NAMES)
+        self.state, _ = training(made.model_copy(update={"sync": sync}), *names)
         self.told, self.events, self.away = [], [], set()
         self.sums = Sums(self.tell, lambda site: site not in self.away, self.events.append)
         self.names, self.signing = self.sums.begin(self.state), {}
-        self.parties = {name: self.party(name, tmp_path) for name in NAMES}
+        self.parties = {name: self.party(name) for name in names}
 
-    def party(self, name, tmp_path):
+    def party(self, name):
         terms, key = self.sums._sums[self.state.run].terms, self.signing.setdefault(name, Key.new(name))
-        return Party(terms, name, str(key.public), key.sign, Known(tmp_path / f"{name}.json").verify)
+        return Party(terms, name, str(key.public), key.sign, check_signed)
 
     def tell(self, site, message):
         self.told.append((site, message.told))
@@ -50,7 +50,7 @@ class Line:
 
     def dealt(self, *names):
         """Take a sum to where each has what the others sealed for it."""
-        for name in names or NAMES:
+        for name in names or self.names:
             self.say(self.parties[name].keys())
         for name, everyone in self.got("everyone").items():
             self.say(self.parties[name].deal(everyone.keys))
@@ -77,8 +77,8 @@ class Line:
 
 
 @pytest.fixture
-def line(tmp_path):
-    return Line(tmp_path)
+def line():
+    return Line()
 
 
 def test_what_sites_say_is_passed_on_once_all_have_said_it(line):
@@ -101,7 +101,8 @@ def test_what_sites_say_is_passed_on_once_all_have_said_it(line):
 
 
 @pytest.mark.parametrize("gone", [(), ("dee",)])
-def test_masks_come_off_with_or_without_one_who_left(line, gone):
+def test_masks_come_off_with_or_without_one_who_left(gone):
+    line = Line(kind="quorum", count=3)
     line.dealt()
     line.away.update(gone)
     there = [name for name in NAMES if name not in gone]
@@ -127,7 +128,7 @@ def test_one_who_leaves_after_its_update_is_in_the_sum_all_the_same(line):
 def test_too_few_to_open_it_have_the_sum_begun_anew_and_at_last_the_run_ended(line):
     for attempt in range(4):
         line.sums.begin(line.state)
-        line.parties = {name: line.party(name, line.path) for name in NAMES} if attempt else line.parties
+        line.parties = {name: line.party(name) for name in NAMES} if attempt else line.parties
         line.told.clear()
         line.dealt()
         line.away.update(("cyd", "dee"))
@@ -141,13 +142,13 @@ def test_too_few_to_open_it_have_the_sum_begun_anew_and_at_last_the_run_ended(li
     )
 
 
-def test_a_site_that_begins_anew_has_the_sum_begun_anew_and_one_that_repeats_itself_is_told_again(line, tmp_path):
+def test_a_site_that_begins_anew_has_the_sum_begun_anew_and_one_that_repeats_itself_is_told_again(line):
     line.dealt()
     line.told.clear()
     line.say(line.parties["bob"].keys())
     assert {(site, told.kind) for site, told in line.told} == {("bob", "everyone"), ("bob", "inbox")}
     assert line.events == []
-    line.say(line.party("bob", tmp_path).keys())
+    line.say(line.party("bob").keys())
     assert [type(event) for event in line.events] == [Restarted]
     line.told.clear()
     line.say(line.parties["ada"].keys())
@@ -195,7 +196,7 @@ def test_a_wrong_signature_of_one_does_not_keep_the_others_from_opening_a_sum(li
         line.parties["cyd"].unseal([junk, *agreed[1:3]])
 
 
-def test_a_key_with_which_everybody_has_the_same_secret_is_refused_at_the_hub(line, tmp_path):
+def test_a_key_with_which_everybody_has_the_same_secret_is_refused_at_the_hub(line):
     name, terms = "ada", line.sums._sums[line.state.run].terms
     bare = line.parties[name].keys().model_copy(update={"masking": "00" * 32, "signature": "00" * 64})
     said = canonical(["secure sum: keys", digest(terms), bare.model_dump(mode="json", exclude={"signature"})])
@@ -203,22 +204,55 @@ def test_a_key_with_which_everybody_has_the_same_secret_is_refused_at_the_hub(li
         line.say(bare.model_copy(update={"signature": line.signing[name].sign(said).hex()}))
 
 
-def test_a_quorum_goes_on_without_keys_and_shares_that_do_not_come(tmp_path):
-    line = Line(tmp_path, kind="quorum", count=3)
-    for name in NAMES[:3]:
+FIVE = (*NAMES, "eve")
+
+
+def test_a_quorum_goes_on_without_keys_and_shares_that_do_not_come():
+    line = Line((*FIVE, "fay"), kind="quorum", count=4)
+    for name in FIVE:
         line.say(line.parties[name].keys())
     line.sums.lapsed(line.state.run, line.state.position + 1)
     assert line.told == []
     line.sums.lapsed(line.state.run, line.state.position)
     everyone = line.got("everyone")
-    assert set(everyone) == set(NAMES[:3])
-    line.say(line.parties["dee"].keys())
-    assert set(line.got("everyone")) == set(NAMES[:3]), "it is too late for this round"
-    for name in NAMES[:2]:
+    assert set(everyone) == set(FIVE)
+    line.say(line.parties["fay"].keys())
+    assert set(line.got("everyone")) == set(FIVE), "it is too late for this round"
+    for name in NAMES:
         line.say(line.parties[name].deal(everyone[name].keys))
     assert line.got("inbox") == {}
     line.sums._late(line.sums._sums[line.state.run])  # as the clock does
-    assert set(line.got("inbox")) == set(NAMES[:2])
+    assert set(line.got("inbox")) == set(NAMES)
+    for name, inbox in line.got("inbox").items():
+        line.parties[name].mask(inbox.sealed)
+    assert line.unmasked(NAMES) is not None
+    assert line.events == []
+
+
+@pytest.mark.parametrize(("names", "count", "early"), [(FIVE, 4, 3), (FIVE, 5, 4), (NAMES, 3, 2)])
+def test_who_is_late_at_the_deadline_is_waited_for_where_too_few_are_there(names, count, early):
+    line = Line(names, kind="quorum", count=count)
+    for name in names[:early]:
+        line.say(line.parties[name].keys())
+    line.sums.lapsed(line.state.run, line.state.position)
+    assert line.got("everyone") == {}
+    line.say(line.parties[names[early]].keys())
+    assert set(line.got("everyone")) == set(names[: early + 1])
+    assert line.events == []
+
+
+def test_a_quorum_of_which_too_few_dealt_shares_or_sent_updates_is_begun_anew():
+    line = Line(FIVE, kind="quorum", count=4)
+    for name in FIVE:
+        line.say(line.parties[name].keys())
+    for name in FIVE[:3]:
+        line.say(line.parties[name].deal(line.got("everyone")[name].keys))
+    line.sums._late(line.sums._sums[line.state.run])
+    assert [type(event) for event in line.events] == [Restarted]
+    line = Line(FIVE, kind="quorum", count=5)
+    line.dealt()
+    assert line.unmasked(NAMES) is None
+    assert [type(event) for event in line.events] == [Restarted], "four of five parts of the noise are there"
 
 
 def test_a_run_that_is_over_is_forgotten_and_waits_for_nobody(line):
@@ -235,89 +269,3 @@ def test_a_run_that_is_over_is_forgotten_and_waits_for_nobody(line):
     assert line.events == []
     line.sums.failed(line.state, "nobody's")
     assert line.events == []
-
-
-def test_a_key_that_is_not_the_first_one_seen_is_refused_and_a_file_that_cannot_be_read_is_told(tmp_path):
-    known, first, second = Known(tmp_path / "sites.json"), Key.new("ada"), Key.new("ada")
-    known.verify("ada", str(first.public), b"text", first.sign(b"text"))
-    known.verify("ada", str(first.public), b"more", first.sign(b"more"))
-    for signer, said, signature in (
-        (str(first.public), b"text", first.sign(b"other")),
-        (str(Key.new("bob").public), b"text", first.sign(b"text")),
-        ("no key", b"text", first.sign(b"text")),
-    ):
-        with pytest.raises(Denied, match=r"is not signed by it"):
-            known.verify("ada", signer, said, signature)
-    with pytest.raises(Denied, match=r"ada signs with another key than before"):
-        known.verify("ada", str(second.public), b"text", second.sign(b"text"))
-    (tmp_path / "sites.json").write_text("{")
-    with pytest.raises(Corrupt, match=r"sites.json: the other sites' keys cannot be read"):
-        known.verify("ada", str(first.public), b"text", first.sign(b"text"))
-
-
-class Three:
-    """Sites that hear of sums as their agents do."""
-
-    def __init__(self, tmp_path):
-        self.said = []
-        self.sites = {
-            name: Concealing(name, Key.new(name), Known(tmp_path / f"{name}.json"), self.said.append) for name in NAMES
-        }
-
-    def summed(self, epoch, there):
-        """Have a round's sum opened as a hub does; return who opened it."""
-        self.said.clear()
-        for site in self.sites.values():
-            site.begin(assigned(epoch))
-        self.tell(epoch, Everyone(keys=self.words("keys")))
-        dealt = self.words("dealt")
-        for name in NAMES:
-            inbox = {one.site: one.sealed[name] for one in dealt if name in one.sealed}
-            self.tell(epoch, Inbox(sealed=inbox), name)
-        self.tell(epoch, There(sites=there), *there)
-        self.tell(epoch, Signed(agreed=self.words("agreed")), *there)
-        return {one.site for one in self.words("unsealed")}
-
-    def tell(self, epoch, told, *names):
-        for name in names or NAMES:
-            self.sites[name].heard(SumTold(run="run", position=1, attempt=epoch, told=told))
-
-    def words(self, kind):
-        return tuple(one.said for one in self.said if one.said.kind == kind)
-
-
-def assigned(epoch, together=NAMES):
-    sync = {"preset": "fedavg", "period": 3, "wire": WIRE}
-    place = {"run": "run", "epoch": epoch, "position": 1, "work": "train"}
-    return Assign.model_validate({**place, "job": train_job(), "sync": sync, "together": together})
-
-
-def test_a_site_opens_one_sum_of_its_update_and_no_other(tmp_path):
-    world = Three(tmp_path)
-    assert world.summed(0, NAMES) == set(NAMES)
-    assert world.summed(1, NAMES) == set(NAMES), "the same one again, for a hub that began anew"
-    assert world.summed(2, NAMES[:3]) == set(), "what the two differ in is the fourth's own update"
-    for site in world.sites.values():
-        site.drop("run")
-    assert world.summed(3, NAMES[:3]) == set(NAMES[:3]), "another run of that name"
-
-
-@pytest.mark.parametrize("together", [("bob", "cyd", "dee"), ("ada", "bob"), ("ada", "bob", "bob"), ()])
-def test_a_site_says_nothing_where_it_would_not_be_hidden(tmp_path, together):
-    world = Three(tmp_path)
-    with pytest.raises(Denied, match=r"^ada refuses: wire: mask: among \d sites nothing is hidden"):
-        world.sites["ada"].begin(assigned(0, together))
-    assert world.said == []
-
-
-def test_who_waits_for_masks_hears_what_went_wrong_or_that_nobody_asks_for_them_any_more(tmp_path):
-    world = Three(tmp_path)
-    terms = world.sites["ada"].begin(assigned(0))
-    with pytest.raises(LinkLost, match="it is not asked for any more"):
-        world.sites["ada"].masks(terms, lambda: False)
-    world.tell(0, Everyone(keys=world.words("keys")), "ada")
-    with pytest.raises(Denied, match=r"^ada refuses: secure sum: 1 sites are there"):
-        world.sites["ada"].masks(terms, lambda: True)
-    world.sites["ada"].begin(assigned(1))
-    with pytest.raises(LinkLost, match="it is not asked for any more"):
-        world.sites["ada"].masks(terms, lambda: True)

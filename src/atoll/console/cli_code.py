@@ -1,4 +1,4 @@
-"""Commands about code: what a site's owner reads and lets run, whose signatures count, and the key that signs."""
+"""Commands about whom a site believes: code that its owner reads, whose signatures count, and the other sites' keys."""
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -99,6 +99,52 @@ def site_trust(
         said = reviews.trust(key, name, not withdraw, _user())
     words = f"Code that {name} signs is {'known' if said.trusted else 'no longer known'} here as {name}'s."
     of(context).emit(said, text(words), as_json)
+
+
+@site.command("peers")
+def site_peers(context: typer.Context, at: At = None, as_json: Json = False) -> None:
+    """List this site's fingerprint and those of the others that it met in secure sums, and whether they are confirmed.
+
+    Example: atoll site peers --site zurich
+    """
+    from atoll.console.document import site_folder
+    from atoll.console.show import table
+    from atoll.journal import Journal
+    from atoll.runtime.peers import Peer, Peers
+
+    folder = site_folder(of(context).home, at)
+    with Journal(folder / "journal.db", folder.name) as journal:
+        own = Peer(str(journal.signer.public), "confirmed")
+    known = Peers(folder).known()
+    rows = [(folder.name, own.fingerprint, "this site")]
+    rows += [(name, peer.fingerprint or "not yet seen", peer.standing) for name, peer in known.items()]
+    told = [{"name": name, "fingerprint": mark, "standing": standing} for name, mark, standing in rows]
+    of(context).emit(told, table("Sites in secure sums", ("site", "fingerprint", "standing"), rows), as_json)
+
+
+@site.command("confirm")
+def site_confirm(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The other site's name.", show_default=False)],
+    fingerprint: Annotated[
+        str, typer.Argument(metavar="FINGERPRINT", help="As `atoll site peers` prints it there.", show_default=False)
+    ],
+    at: At = None,
+    as_json: Json = False,
+) -> None:
+    """Believe another site in secure sums by the key of this fingerprint, and by no other.
+
+    Ask its owner for the fingerprint, not the hub. Said before a site's first sum, nobody is believed unconfirmed.
+
+    Example: atoll site confirm oslo 41a09c1f2c9e77d0 --site zurich
+    """
+    from atoll.console.document import site_folder
+    from atoll.console.show import text
+    from atoll.runtime.peers import Peers
+
+    made = Peers(site_folder(of(context).home, at)).confirm(name, fingerprint)
+    told = {"name": name, "fingerprint": made.fingerprint, "standing": made.standing}
+    of(context).emit(told, text(f"{name} is known here by {made.fingerprint}."), as_json)
 
 
 @app.command(rich_help_panel="Other")

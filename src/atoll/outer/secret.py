@@ -32,6 +32,7 @@ from atoll.spec.secret import Agreed, Dealt, Keys, Terms, Unsealed
 
 _NONCE = bytes(12)  # a key seals one text
 _ROUNDED = 1.001  # the ring's rounding, beside the bound
+_OPENED = "secure sum: another sum of these updates was opened; submit the job again"
 Sign = Callable[[bytes], bytes]
 # (site, its public key, bytes, signature): raises `Denied` unless that is the site's key, and made the signature.
 Verify = Callable[[str, str, bytes, bytes], None]
@@ -55,17 +56,24 @@ class Circle:
 
     @staticmethod
     def of(terms: Terms, keys: Collection[Keys]) -> "Circle":
-        """Raises `Denied` for keys of others than the terms' sites, for two of one, and for fewer than three."""
+        """Raises `Denied` for keys of others than the terms' sites, for two of one, and for too few.
+
+        How many shares open a secret follows from the sites that were asked, and not from whose keys are shown: else a
+        hub would show each few sites a circle of their own, and have the same secret opened in two of them.
+        """
         named = {each.site: each for each in keys}
         if len(named) < len(keys) or not named.keys() <= set(terms.sites):
             raise Denied("secure sum: keys of a site that is not asked, or twice of one; nothing was sent")
-        if len(named) < 3:
-            raise Denied(f"secure sum: {len(named)} sites are there; of fewer than 3 a sum tells single updates")
-        # The order that is drawn is of the keys, which no one party chooses.
+        if len(named) < terms.enough:
+            raise Denied(
+                f"secure sum: {len(named)} of {len(terms.sites)} sites are there, and {terms.enough} hide each other's "
+                "updates; nothing was sent"
+            )
         drawn = sha256(canonical([digest(terms), [named[site].model_dump(mode="json") for site in sorted(named)]]))
-        near = neighbours(list(named), drawn.encode())
+        asked = degree(len(terms.sites))
+        near = neighbours(list(named), drawn.encode(), asked.neighbours)
         places = {site: number for number, site in enumerate(sorted(named), 1)}
-        return Circle(terms, named, near, places, degree(len(named)).threshold, drawn)
+        return Circle(terms, named, near, places, asked.threshold, drawn)
 
     def holders(self, site: str) -> tuple[str, ...]:
         """Return who holds shares of a site's secrets: its neighbours and itself."""
@@ -101,8 +109,13 @@ class Party:
     What a step was once told is what holds: told the same again it says the same, and told otherwise it refuses.
     """
 
-    def __init__(self, terms: Terms, site: str, signer: str, sign: Sign, verify: Verify) -> None:
+    def __init__(
+        self, terms: Terms, site: str, signer: str, sign: Sign, verify: Verify, before: Collection[str] = ()
+    ) -> None:
+        """``before`` are the sites of an earlier sum of the same updates that this one helped to open, if there was
+        one: what another sum differs in from it would be somebody's own."""
         self._terms, self._site, self._sign, self._verify = terms, site, sign, verify
+        self._before = tuple(sorted(before))
         self._sealing, self._masking, self._own = os.urandom(32), os.urandom(32), os.urandom(32)
         sealing, masking = _public(self._sealing), _public(self._masking)
         keys = Keys(site=site, signer=signer, sealing=sealing, masking=masking, own=sha256(self._own))
@@ -124,6 +137,7 @@ class Party:
             if circle != self._circle:
                 raise Denied("secure sum: two lists of the sites' keys; nothing was sent")
             return self._shared
+        self._check_before(circle.keys)
         if circle.keys.get(self._site) != self._keys:
             raise Denied("secure sum: this site's own keys are not among those that came back; nothing was sent")
         for one in keys:
@@ -150,6 +164,7 @@ class Party:
             raise Denied("secure sum: shares of a site that is no neighbour; nothing was sent")
         if len(sealed) + 1 < circle.threshold:
             raise Denied(f"secure sum: {len(sealed)} neighbours are left, too few to hide an update; nothing was sent")
+        self._check_before({self._site, *sealed, *(circle.keys.keys() - set(circle.near[self._site]))})
         if self._dealt not in (None, dict(sealed)):
             raise Denied("secure sum: two lists of who dealt shares; nothing was sent")
         for near, text in sealed.items():
@@ -164,8 +179,18 @@ class Party:
         circle, found = self._known(), tuple(sorted(survivors))
         if self._survivors not in (None, found):
             raise Denied("secure sum: two lists of whose updates are there; nothing was sent")
-        if self._site not in found or not set(found) <= circle.keys.keys() or len(found) < 3:
+        if self._site not in found or not set(found) <= circle.keys.keys():
             raise Denied("secure sum: the list of whose updates are there is not this sum's; nothing was sent")
+        if len(found) < self._terms.enough:
+            raise Denied(
+                f"secure sum: {len(found)} of {len(self._terms.sites)} updates are there, and {self._terms.enough} "
+                "hide each other; nothing was sent"
+            )
+        # A mask that this site lacks is on its neighbour's update alone: who was shown another list of dealers.
+        if self._dealt is None or not set(found) & set(circle.near[self._site]) <= self._dealt.keys():
+            raise Denied("secure sum: an update is there whose site dealt this one no shares; nothing was sent")
+        if self._before not in ((), found):
+            raise Denied(_OPENED)
         self._survivors = found
         return Agreed(site=self._site, signature=self._sign(_said_of_list(circle, found)).hex())
 
@@ -186,6 +211,11 @@ class Party:
         own = {near: text[: shares.BYTES].hex() for near, text in texts.items() if near in survivors}
         masking = {near: text[shares.BYTES :].hex() for near, text in texts.items() if near not in survivors}
         return Unsealed(site=self._site, own={**own, self._site: self._held.hex()}, masking=masking)
+
+    def _check_before(self, there: Collection[str]) -> None:
+        """Refuse a sum that cannot be the one which was opened before, ahead of any update's leaving."""
+        if not set(self._before) <= set(there):
+            raise Denied(_OPENED)
 
     def _has_signed(self, one: Agreed) -> bool:
         """Tell whether a site signed the list that this one did. A wrong word of one of them stops no other."""

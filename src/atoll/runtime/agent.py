@@ -19,13 +19,14 @@ from atoll.errors import AtollError, Unavailable
 from atoll.journal import Journal
 from atoll.policy.load import LivePolicy
 from atoll.runtime import heap
-from atoll.runtime.concealing import Concealing, Known
+from atoll.runtime.concealing import Concealing
 from atoll.runtime.dialling import keep_dialling
 from atoll.runtime.errand import Errand
 from atoll.runtime.executor import Executor
 from atoll.runtime.groups import Groups
 from atoll.runtime.kept import kept_runs
 from atoll.runtime.ledger import LiveLedger
+from atoll.runtime.peers import Peers
 from atoll.runtime.place import Place
 from atoll.runtime.reports import shortened
 from atoll.runtime.reviews import Reviews
@@ -55,7 +56,8 @@ class Agent:
         self._record = record
         self._gate = SiteGate(site.name, policy.rules, record)
         self._groups = Groups(executor, home / "workers")
-        self._concealing = Concealing(site.name, self._journal.signer, Known(home / "sites.json"), self._gate.say)
+        key, runs = self._journal.signer, home / "runs"
+        self._concealing = Concealing(site.name, key, Peers(home), runs, self._gate.say)
         ledger, reviews = LiveLedger(self._journal, record), Reviews(home, self._journal, record)
         catalogue = LiveCatalogue(home)
         self._place = Place(site, home, self._gate, self._groups, catalogue, self._concealing, ledger, reviews)

@@ -139,8 +139,10 @@ class Stages:
         name = ""
         if terms is not None:
             self._reports.progress(a, "waiting for the others' keys", a.steps, a.steps)
-            masks, name = self._place.concealing.masks(terms, self._wanted)
-            frames = outgoing_masked(self._folder, a, ring_of(terms), weight_of(a.sync, kept.examples), masks)
+            weight = weight_of(a.sync, kept.examples)
+            made = content(kept.token, [step.model_dump(mode="json") for step in a.sync.wire], weight)
+            masks, name = self._place.concealing.masks(terms, made, self._wanted)
+            frames = outgoing_masked(self._folder, a, ring_of(terms), weight, masks)
         self._reports.progress(a, "sending", a.steps, a.steps)
         first, last = span(a)
         kinds = tuple(transform.kind for transform in a.sync.wire)

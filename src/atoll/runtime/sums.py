@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from atoll.errors import Corrupt, Denied, Invalid, Unavailable
 from atoll.outer.secret import Circle, Hidden, check_keys, unmasking
-from atoll.runtime.concealing import check_signed, terms_of
+from atoll.runtime.concealing import terms_of
+from atoll.runtime.peers import check_signed
 from atoll.runtime.state import State
 from atoll.spec.event import Answer, Broken, Event, Restarted
 from atoll.spec.job import TrainJob
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 class _Sum:
     terms: Terms
     all: bool  # whether every site is waited for
+    lapsed: bool = False  # whether the round goes on without those who are late
     keys: dict[str, Keys] = field(default_factory=dict[str, Keys])
     circle: Circle | None = None
     dealt: dict[str, Dealt] = field(default_factory=dict[str, Dealt])
@@ -98,7 +100,8 @@ class Sums:
         """Hear that a round goes on without those who are late: so does its sum."""
         with self._turn:
             found = self._sums.get(run)
-            if found is not None and found.terms.position == position and found.circle is None and len(found.keys) > 2:
+            if found is not None and found.terms.position == position:
+                found.lapsed = True
                 self._offer(found)
 
     def forget(self, run: str) -> None:
@@ -111,8 +114,7 @@ class Sums:
     def _keys(self, found: _Sum, site: str, keys: Keys) -> None:
         if found.circle is None:
             found.keys[site] = keys
-            if len(found.keys) == len(found.terms.sites):
-                self._offer(found)
+            self._offer(found)
         elif found.circle.keys.get(site) == keys:  # its link was lost, and what it was told perhaps with it
             self._say(found, site, Everyone(keys=tuple(found.circle.keys.values())))
             if found.sealed:
@@ -129,7 +131,11 @@ class Sums:
         self._seal(found)
 
     def _offer(self, found: _Sum) -> None:
-        """Tell all who gave keys of each other. From here on nobody else is in the sum."""
+        """Tell all who gave keys of each other, once all have, or after the deadline enough. From here on nobody else
+        is in the sum."""
+        due = found.terms.enough if found.lapsed else len(found.terms.sites)
+        if found.circle is not None or len(found.keys) < due:
+            return
         found.circle = Circle.of(found.terms, found.keys.values())
         for site in found.keys:
             self._say(found, site, Everyone(keys=tuple(found.keys.values())))
@@ -148,7 +154,7 @@ class Sums:
         assert found.circle is not None
         if len(found.dealt) < len(found.circle.keys) and not late:
             return
-        if len(found.dealt) < found.circle.threshold:
+        if len(found.dealt) < found.terms.enough:
             self._again(found, f"{len(found.dealt)} of {len(found.circle.keys)} sites dealt shares in {_SEAL:g} s")
             return
         found.sealed = True
@@ -166,6 +172,9 @@ class Sums:
             circle, there = found.circle, tuple(sorted(answer.site for answer in answers))
             if circle is None or not found.sealed or not set(there) <= found.dealt.keys():
                 self._again(found, "an update came from outside of the sum")
+                return None
+            if len(there) < found.terms.enough:
+                self._again(found, f"{len(there)} updates are there, and {found.terms.enough} hide each other")
                 return None
             found.there = there
             for site in there:

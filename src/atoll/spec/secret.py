@@ -1,5 +1,6 @@
 """What sites say to each other, through a hub, so that it learns the sum of their updates and no single one."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
@@ -7,12 +8,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints
 from atoll.spec.document import Digest, Document, Name
 
 MOST = 1000  # sites under one sum: the keys of all of them are one message
+CROWD = 50  # sites up to which everyone has everyone for a neighbour
+GONE = 0.15  # share of more sites than that which may leave in mid-sum
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Field(examples=["00" * 32])]
 Signer = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/=_.-]{1,200}$")]  # a public key, as journals spell it
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$"), Field(examples=["00" * 64])]  # Ed25519
 # A number below 2^521, and two of them sealed with a tag of 16 bytes.
 Share = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{132}$"), Field(examples=["00" * 66])]
 Sealed = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{296}$"), Field(examples=["00" * 148])]
+
+
+def fewest(sites: int) -> int:
+    """Return how many of the sites that are asked must be in a sum: so many that no hub has two lists of them signed,
+    each by others, with fewer hostile sites than are told to learn nothing."""
+    return max(3, math.ceil(2 * sites / 3) if sites <= CROWD else sites - math.floor(sites * GONE))
 
 
 class Terms(Document):
@@ -27,6 +36,12 @@ class Terms(Document):
     sites: tuple[Name, ...] = Field(min_length=3, max_length=MOST, examples=[["a", "b", "c"]])
     bound: PositiveFloat  # of each number's magnitude: the update's L2 norm, to which it is clipped
     heaviest: PositiveInt  # the largest weight that a site may have, in examples
+    least: PositiveInt  # of the sites must be in it: into so many parts their noise is cut
+
+    @property
+    def enough(self) -> int:
+        """How many sites a sum must be of, that neither a single update nor too little noise is left to be seen."""
+        return max(fewest(len(self.sites)), self.least)
 
 
 class Keys(Document):

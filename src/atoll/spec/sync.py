@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from atoll.spec.document import Document, near_miss
 from atoll.spec.model import Patterns
 from atoll.spec.presets import PRESETS, overlay
-from atoll.spec.secret import MOST
+from atoll.spec.secret import MOST, fewest
 from atoll.spec.wire import Wire, noised
 
 
@@ -165,6 +165,11 @@ class Sync(Document):
             return f"wire: mask: {sites} sites are too many for one sum, which {MOST} may share; ask fewer"
         if self.masked and sites < least:
             return f"wire: mask hides an update among 3 or more, and a round may have {sites}; remove it or ask more"
+        if self.masked and self.wait.count is not None and self.wait.count < fewest(sites):
+            return (
+                f"wait.count: {self.wait.count} of {sites} sites: a sum that hides each one's update is of "
+                f"{fewest(sites)} at least; raise it to {fewest(sites)}"
+            )
         if not self.compares or sites >= least:
             return None
         mend = f"lower hostile to {(sites - 3) // 2}" if sites >= 3 else _UNCOMPARED[self.robust]
