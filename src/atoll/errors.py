@@ -43,6 +43,7 @@ class Unapproved(Denied):
 
 class TaskFailed(AtollError):
     exit_code = 4
+    bare = ""  # what may be said of it where a promise hides the data
 
 
 class Unavailable(AtollError):

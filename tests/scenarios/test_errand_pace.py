@@ -2,6 +2,7 @@
 
 import pytest
 
+from atoll.errors import TaskFailed
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime.errand import Errand
 from atoll.runtime.reports import Reports
@@ -125,6 +126,18 @@ def test_beside_noise_no_pace_is_told_nor_kept_with_the_answer(lyon, errand, noi
     answer = lyon.hub.wait_taken()[0].answer
     assert (answer.loss, answer.pace) == (None, None)
     assert lyon.crossings("metric") == []
+
+
+def test_beside_noise_a_failure_is_told_without_its_line_and_without_a_word_of_its_task(lyon):
+    failed, known = TaskFailed("task.py: line 8: KeyError"), TaskFailed("loss is nan at step 3 of the run; mend it")
+    known.bare = "…; mend it"
+    for a in (assign(), assign(sync=Sync(period=STEPS, merge="mean", wire=WIRE)), assign(job=job(privacy=PRIVACY))):
+        Reports(lyon.place).ended(a, failed)
+        Reports(lyon.place).ended(a, known)
+    open_, open_known, *hidden = [said.words for said in lyon.hub.heard_ if said.kind == "failure"]
+    assert (open_, open_known) == (f"lyon: {failed}", f"lyon: {known}")
+    unsaid = "lyon: the task failed at 'train'; its job hides the data: why is in the site's log alone"
+    assert hidden == [unsaid, "lyon: …; mend it"] * 2
 
 
 def test_progress_is_told_without_a_pace_when_the_dataset_is_gone(lyon):

@@ -63,4 +63,4 @@ def test_a_private_run_makes_a_model_and_says_nothing_of_its_losses_and_samples(
 def test_a_task_whose_examples_are_made_of_other_rows_too_is_refused(hub):
     view = memory.ended(hub, job(), BUNDLES["mixing"])
     assert (view.state, view.error) == ("failed", "TaskFailed")
-    assert "examples: 'y' is another for a row when the others are not there, and privacy is of each" in view.words
+    assert "examples: … is another for a row when the others are not there, and privacy is of each" in view.words

@@ -8,6 +8,8 @@ import pytest
 from atoll.errors import Denied, Invalid, NotFound
 from atoll.journal import Entry, Journal
 from atoll.runtime import record
+from atoll.runtime.view import Borders
+from atoll.runtime.witnessing import Witness
 from atoll.spec.event import Joined
 from atoll.spec.model import Aliased, Deployed, Deployment, Undeployed
 
@@ -94,3 +96,70 @@ def test_a_promise_is_made_while_the_owner_is_at_work(home):
         (entry,) = journal.append(Joined(run="later", site="lyon"), actor="hub")
         assert entry.seq == 12
         assert journal.verify().intact
+
+
+@pytest.fixture
+def witnessed(home):
+    """A home whose hub and site have seen each other's ten entries."""
+    folders = {"hub": home / "hub", "lyon": home / "sites" / "lyon"}
+    journals = {owner: Journal(folder / "journal.db", owner) for owner, folder in folders.items()}
+    hub, lyon = (Witness(folders[owner] / "witness", journals[owner]) for owner in folders)
+    hub.heard("lyon", "lyon", lyon.heard("hub", "hub", hub.ask("lyon")).answer)
+    lyon.heard("hub", "hub", hub.heard("lyon", "lyon", lyon.ask("hub")).answer)
+    for journal in journals.values():
+        journal.close()
+    return home
+
+
+def rewritten(folder, owner, count, key=None):
+    """Put another history in a journal's place, by another key or by the same."""
+    for file in folder.glob("journal.*"):
+        file.unlink()
+    if key is not None:
+        (folder / "journal.key").write_bytes(key)
+        (folder / "journal.key").chmod(0o600)
+    with Journal(folder / "journal.db", owner) as journal:
+        journal.append(*(Joined(run="another", site="lyon") for _ in range(count)), actor=owner)
+
+
+@pytest.mark.parametrize(("owner", "folder", "witness"), [("hub", "hub", "lyon"), ("lyon", "sites/lyon", "hub")])
+def test_a_journal_that_is_rewritten_under_another_key_is_not_the_one_that_was_seen(witnessed, owner, folder, witness):
+    assert all(one.intact for one in record.verified(witnessed, lambda *_: None))
+    rewritten(witnessed / folder, owner, 9)
+    (found,) = (one for one in record.verified(witnessed, lambda *_: None) if not one.intact)
+    assert found.journal == str(witnessed / folder / "journal.db")
+    assert f"the witness {witness} saw 10 entries that atoll/{owner}/" in found.words
+
+
+@pytest.mark.parametrize("count", [9, 10, 11])
+def test_one_that_is_rewritten_under_its_own_key_is_held_against_what_was_seen(witnessed, count):
+    rewritten(witnessed / "hub", "hub", count, (witnessed / "hub" / "journal.key").read_bytes())
+    hub, lyon = record.verified(witnessed, lambda *_: None)
+    assert (hub.intact, lyon.intact) == (False, True)
+    assert "the witness lyon" in hub.words
+
+
+def test_the_running_hub_holds_its_journal_against_what_was_seen_too(witnessed):
+    rewritten(witnessed / "hub", "hub", 12)
+    with Journal(witnessed / "hub" / "journal.db", "hub") as journal:
+        hub, lyon = record.Record(journal, witnessed, Borders(), lambda run: None).verify()
+    assert (hub.intact, lyon.intact) == (False, True)
+
+
+def test_a_journal_is_not_signed_by_another_key_than_the_one_beside_it(home):
+    key = home / "sites" / "lyon" / "journal.key"
+    (home / "hub" / "journal.key").write_bytes(key.read_bytes())
+    hub, lyon = record.verified(home, lambda *_: None)
+    assert (hub.intact, lyon.intact) == (False, True)
+    assert "another key signs it than the one beside it" in hub.words
+    (home / "hub" / "journal.key").unlink()  # of a copy without it nothing is said
+    assert all(one.intact for one in record.verified(home, lambda *_: None))
+
+
+def test_a_site_of_another_hub_has_seen_another_journal(witnessed):
+    (witnessed / "sites" / "lyon" / "identity.json").write_text("{}")
+    note = witnessed / "sites" / "lyon" / "witness" / "hub"
+    note.rename(note.with_name("41a09c1f2c9e77d0"))
+    rewritten(witnessed / "hub", "hub", 9)
+    rewritten(witnessed / "sites" / "lyon", "lyon", 9)
+    assert all(one.intact for one in record.verified(witnessed, lambda *_: None))

@@ -193,6 +193,8 @@ def export(
 
     Example: atoll audit export hub.jsonl
     """
+    from itertools import chain
+
     from atoll.console.show import text
     from atoll.errors import Invalid
     from atoll.journal import export as exporting
@@ -200,12 +202,14 @@ def export(
 
     count, size = 0, 0
     with opened(of(context).home, owner) as journal, _patience(lambda: f"{count:,} lines are written"):
+        lines = exporting.lines(journal)
+        header = next(lines)  # before there is a file: an empty one would stand in the way of the next export
         try:
             file = to.open("xb")
         except FileExistsError:
             raise Invalid(f"{to}: is there already; give another name, or remove it") from None
         with file:
-            for line in exporting.lines(journal):
+            for line in chain((header,), lines):
                 count, size = count + 1, size + file.write(line)
     told = {"file": str(to), "journal": owner, "lines": count, "bytes": size, "key": str(journal.key)}
     words = (

@@ -44,25 +44,32 @@ def site_approve(
 ) -> None:
     """Show what is new in code since the last that was approved of its task, and let it run at this site.
 
+    Nobody is asked with --json: it shows the same, and approves only together with --yes.
+
     Example: atoll site approve sha256:9c1f
     """
+    from atoll.console.changed import cautions, changes
     from atoll.console.show import text
     from atoll.console.terminal import console
+    from atoll.spec.model import Bundle
 
     with _reviews(context, at) as reviews:
         code = reviews.named(digest)
-        before, lines = reviews.before(code), list(_changes(reviews, code))
+        before, bundle = reviews.before(code), reviews.text(code)
+        lines = list(changes(before[1] if before is not None else Bundle(files={}), bundle))
+        told = {"since": before[0] if before is not None else None, "cautions": cautions(bundle), "diff": lines}
         if not as_json:
             since = f"since {before[0]}" if before is not None else "all of it: none of its task was approved before"
             say(f"{code}, {since}:")
             for line in lines:
                 console().print(_coloured(line), soft_wrap=True)
-        if not (yes or as_json or typer.confirm("Let it run here?", err=True)):
-            say("It does not run here until you approve it.")
-            return
-        said = reviews.review(code, True, _user())
-    told = {**said.model_dump(), "since": before[0] if before is not None else None, "diff": lines}
-    of(context).emit(told, text(f"{code} may run here."), as_json)
+            for words in cautions(bundle):
+                console().print(text(f"CAUTION: {words}", "bold red"), soft_wrap=True)
+        if yes or (not as_json and typer.confirm("Let it run here?", err=True)):
+            told, words = {**reviews.review(code, True, _user()).model_dump(), **told}, "may run here."
+        else:
+            told, words = {"code": code, "approved": False, **told}, "does not run here until you approve it."
+    of(context).emit(told, text(f"{code} {words}"), as_json)
 
 
 @site.command("reject")
@@ -159,19 +166,6 @@ def key(context: typer.Context, as_json: Json = False) -> None:
     made = user_key(make=True)
     assert made is not None, "it was made"
     of(context).emit({"key": str(made.public)}, text(made.public), as_json)
-
-
-def _changes(reviews: "Reviews", code: str) -> "Iterator[str]":
-    """Yield the lines of a unified diff of each file, from the last approved code of the task."""
-    import difflib
-
-    from atoll.spec.model import Bundle
-
-    before = reviews.before(code)
-    old, new = before[1] if before is not None else Bundle(files={}), reviews.text(code)
-    for name in sorted({*old.files, *new.files}):
-        was, now = (one.files.get(name, "").splitlines() for one in (old, new))
-        yield from difflib.unified_diff(was, now, f"before/{name}", f"now/{name}", lineterm="")
 
 
 def _coloured(line: str) -> "Text":

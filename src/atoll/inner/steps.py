@@ -232,9 +232,11 @@ def _not_finite(mesh: Mesh, value: float, batch: Batch, at: Start, step: int) ->
     where = f" at rank {rank}" if mesh.ranks > 1 else ""
     last = min((int(row[1]) for row in ranks if row[1] >= 0), default=None)
     kept = f", and the last good checkpoint is of step {last}" if last is not None else ""
-    words = f"loss is {ranks[rank][0]:g} at step {step + 1} of the run{where}{kept}; "
+    words = f"loss is {ranks[rank][0]:g} at step {step + 1} of the run{where}{kept}"
     bad = [repr(name[:40]) for column, name in enumerate(names, 2) if any(row[column] for row in ranks)]
     if bad:
-        holds = "holds" if len(bad) == 1 else "hold"
-        return f"{words}{', '.join(bad[:4])} {holds} values that are not finite: fill or drop them in examples()"
-    return f"{words}lower the optimiser's rate or look at the data"
+        names = ", ".join(bad[:4])
+        if len(bad) == 1:
+            return f"{words}; {names} holds values that are not finite: fill or drop them in examples()"
+        return f"{words}; {names} hold values that are not finite: fill or drop them in examples()"
+    return f"{words}; lower the optimiser's rate or look at the data"

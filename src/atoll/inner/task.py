@@ -14,11 +14,11 @@ from importlib.abc import MetaPathFinder, SourceLoader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from atoll.errors import AtollError, TaskFailed
-from atoll.spec.document import near_miss, sha256
-from atoll.spec.order import TaskName
+from atoll.spec.document import WORDS_LIMIT, near_miss, sha256
+from atoll.spec.order import Fault, TaskName
 from atoll.spec.pretrained import Pretrained
 from atoll.spec.task import ArraysTask, Task
 
@@ -72,21 +72,50 @@ def require(made: object, task: TaskName, *doing: Doing) -> None:
         raise TaskFailed(f"{words}; write it as atoll.spec.task.{shown} shows")
 
 
-def task_failure(error: BaseException, bundle: Path, doing: str, quoted: bool = True) -> AtollError:
+def task_failure(error: BaseException, bundle: Path, doing: str) -> AtollError:
     """Turn what the user's code raised into one sentence with the last line of the bundle it passed through.
 
-    Reads like ``task.py: line 12: NameError: name 'torhc' is not defined``; an `AtollError` is returned as it is.
+    Reads like ``task.py: line 12: NameError: name 'torhc' is not defined``; an `AtollError` that Atoll raised is
+    returned as it is. The sentence quotes the code, which may quote a row: `fault_of` is for what leaves a site.
     """
-    if isinstance(error, AtollError):
+    file, line = _place(error, bundle)
+    if isinstance(error, AtollError) and not file:
         return error
-    words = " ".join(str(error).split()) if quoted else "its words stay in the log of this site's worker"
-    if isinstance(error, SyntaxError):
-        place, words = f"{Path(error.filename or doing).name}: line {error.lineno}", error.msg
-    else:
-        inside = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == bundle]
-        place = f"{Path(inside[-1].filename).name}: line {inside[-1].lineno}" if inside else doing
+    words = error.msg if isinstance(error, SyntaxError) else " ".join(_words(error).split())
     words = words if len(words) <= 300 else words[:297] + "..."
+    place = f"{file}: line {line}" if file else doing
     return TaskFailed(f"{place}: {type(error).__name__}: {words}" if words else f"{place}: {type(error).__name__}")
+
+
+def fault_of(error: BaseException, bundle: Path) -> Fault:
+    """Return what a worker tells of an error: with a place where user code raised it, also an `AtollError`."""
+    if isinstance(error, TaskFailed) and error.__cause__ is not None:  # as `task_failure` tells what user code raised
+        error = error.__cause__
+    file, line = _place(error, bundle)
+    words = error.msg if isinstance(error, SyntaxError) else _words(error)
+    words = str(words)[:WORDS_LIMIT].encode("utf-8", "replace").decode()
+    kind = type(error).__name__[:100].encode("utf-8", "replace").decode()
+    return Fault(kind=kind, words=words, file=file, line=line)
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the class is user code's, and so is how it is spelt
+        return ""
+
+
+def _place(error: BaseException, bundle: Path) -> tuple[str, int]:
+    """Return the file and line of the bundle that an error comes from; none for one that Atoll raised by itself."""
+    if isinstance(error, SyntaxError) and isinstance(error.filename, str) and isinstance(error.lineno, int):
+        path = Path(error.filename)
+        if path.parent == bundle:
+            return path.name[:100], max(0, min(error.lineno, 10_000_000))
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AtollError):
+        frames = frames[-1:]
+    inside = [frame for frame in frames if Path(frame.filename).parent == bundle]
+    return (Path(inside[-1].filename).name[:100], inside[-1].lineno or 0) if inside else ("", 0)
 
 
 def _file_in(bundle: Path, name: str) -> Path:
@@ -166,6 +195,11 @@ class _Source(SourceLoader):
         if str(path) != str(self._path):
             raise OSError(f"{path!r} is not the source")
         return self._path.read_bytes()
+
+    def source_to_code(self, data: Any, path: Any, *_: Any, **more: Any) -> Any:
+        """Compile it as the UTF-8 that it was reviewed as: a coding cookie would have it say something else."""
+        text = bytes(data).decode("utf-8-sig")
+        return super().source_to_code(text, path, **more)
 
 
 class _Folder(MetaPathFinder):

@@ -1,7 +1,7 @@
 """A journal in one SQLite file: append-only, a Merkle tree, signed, durable when `append` returns, safe for threads."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -121,19 +121,19 @@ class Journal:
             raise Invalid(f"{self.path}: opened to read only; open it without read_only to append or to sign")
         return self._store.key
 
-    def verify(self, watch: Callable[[int], None] | None = None) -> Verdict:
+    def verify(self, watch: Callable[[int], None] | None = None, seen_by: Sequence[Word] = ()) -> Verdict:
         """Make every hash again from the stored texts, and name the first entry that does not fit.
 
-        The roots are held against what the owner signed, what witnesses cosigned and what this process wrote. Then the
-        indexes, by which entries of a kind or of a run are found, are compared with the entries. ``watch`` is told now
-        and then how far it is.
+        The roots are held against what the owner signed, what witnesses cosigned, what this process wrote, and what
+        others have ``seen_by`` themselves. Then the indexes, by which entries of a kind or of a run are found, are
+        compared with the entries. ``watch`` is told now and then how far it is.
         """
         seen = dict[str, int]()
         try:
             last, words, covered, seen = self._said()
             with ThreadPoolExecutor(1) as beside:  # SQLite looks at the indexes while the hashes are made here
                 indexes = beside.submit(self._store.indexed, last)
-                found = examine(lambda after: _watched(self.rows(after, last), watch), words, covered)
+                found = examine(lambda after: _watched(self.rows(after, last), watch), [*words, *seen_by], covered)
                 if not found.words:
                     found = indexes.result()
         except (Corrupt, Invalid) as error:

@@ -22,6 +22,7 @@ from typing import Any
 import atoll
 from atoll.errors import Corrupt, Unavailable
 from atoll.runtime import faults
+from atoll.runtime.bundle import found_in
 from atoll.runtime.local import PASSED
 from atoll.runtime.member import GRACE
 from atoll.runtime.piped import PipedGroup
@@ -29,7 +30,6 @@ from atoll.runtime.sandbox import Grant
 from atoll.runtime.seat import Code
 from atoll.spec.document import canonical, sha256
 from atoll.spec.fleet import Executor, Node
-from atoll.spec.model import Bundle
 from atoll.spec.order import Open, Order
 from atoll.spec.plan import Layout
 
@@ -270,10 +270,9 @@ class ActorGroup(PipedGroup):
 
 def _code(folder: Path) -> Code:
     try:
-        files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}
+        bundle = found_in(folder)
     except (OSError, UnicodeDecodeError) as error:
         raise Corrupt(f"code: {folder.name} cannot be read ({error}); submit the job again") from None
-    bundle = Bundle(files=files)
     return Code(path=str(folder), digest=sha256(canonical(bundle)), bundle=bundle)
 
 

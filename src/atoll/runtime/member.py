@@ -121,12 +121,12 @@ class Talk:
     timeout: float
     on_step: OnStep | None
     deadline: float
-    failed: str | None = None
+    failed: TaskFailed | None = None
     losses: int = 0
     broken: float | None = None  # when ranks first said that they lost each other, and nobody is known to be lost
 
-    def fail(self, words: str) -> None:
-        self.failed = self.failed or words
+    def fail(self, error: TaskFailed) -> None:
+        self.failed = self.failed or error
         # Another rank waits for the one that failed, perhaps for ever.
         self.deadline = min(self.deadline, time.monotonic() + GRACE)
 
@@ -136,5 +136,5 @@ class Talk:
         if left > 0:
             return left
         if self.failed is not None:
-            raise TaskFailed(self.failed)
+            raise self.failed
         raise Unavailable(f"worker: no reply to '{self.order.kind}' in {self.timeout:g} s; it was ended")

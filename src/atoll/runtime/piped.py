@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from atoll.errors import TaskFailed, Unavailable
+from atoll.errors import Unavailable
 from atoll.runtime import faults
 from atoll.runtime.member import BEATS, GRACE, Member, OnStep, Rank, Talk
 from atoll.runtime.pacing import joined
+from atoll.runtime.sentences import Known
 from atoll.spec.order import Form, Open, Order, Ready, Reply, Train
 from atoll.spec.plan import Layout
 
@@ -46,6 +47,7 @@ class PipedGroup:
         self._gone: list[Rank] = []
         self._generation, self._broken = 0, False  # broken: none can go on until those that come are ready
         self._opened: Open | None = None
+        self._known = Known()  # of the code that is open
         self.unfinished: Path | None = None  # the folder of a round that it could not go on with, though it is wanted
 
     @property
@@ -68,6 +70,8 @@ class PipedGroup:
                     self._members = [Member(place, rank) for place, rank in enumerate(self._ranks)]
                     self._form(abort=False)
                 lines = self.lines(order)
+                if isinstance(order, Open) and order != self._opened:
+                    self._known = Known.of(order)
                 for member in self._members:
                     member.tell(lines, replies=1)
                 if isinstance(order, Open):
@@ -81,7 +85,7 @@ class PipedGroup:
                 if self._closed.is_set():
                     self._let_go()
         if talk.failed is not None:
-            raise TaskFailed(talk.failed)
+            raise talk.failed
         first, *_ = self._members
         assert first.reply is not None, "all have answered"
         return first.reply.model_copy(update={"pace": joined(one.pace for one in self._members)})
@@ -176,7 +180,9 @@ class PipedGroup:
         if inside:
             self._answered(member, reply, talk)
         elif reply.failed is not None:
-            self._lose(member, Unavailable(f"worker: none takes the place of a lost rank: {reply.failed}"), talk)
+            log.warning("%s", self._known.told(reply.failed, talk.order))
+            words = "worker: none takes the place of a lost rank; why is in the log of this site's worker"
+            self._lose(member, Unavailable(words), talk)
         elif member.awaited <= 0:
             member.ready = True
             self._meet(talk, abort=False)
@@ -184,7 +190,7 @@ class PipedGroup:
     def _answered(self, member: Member, reply: Reply, talk: Talk) -> None:
         """Take a word on the order, or on one before it that only opened the dataset."""
         if reply.failed is not None:
-            talk.fail(reply.failed)
+            talk.fail(self._known.failure(reply.failed, talk.order))
         elif member.awaited > 0:
             return
         member.reply, member.pace = reply, reply.pace

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from atoll.errors import Corrupt, Denied, Invalid, NotFound
 from atoll.journal import Entry, Journal
+from atoll.runtime import vouched
 from atoll.runtime.view import Borders, JournalLine, line, traffic
 from atoll.spec.event import Retained
 from atoll.spec.model import Aliased, Deployed, Erased, Undeployed
@@ -38,9 +39,13 @@ def verified(home: Path, watch: Watch) -> list[Verdict]:
 def _verified(home: Path, owner: str, watch: Watch) -> Verdict:
     try:
         with opened(home, owner) as journal:
-            return journal.verify(lambda seq: watch(owner, seq))
+            return vouched.verify(home, journal, lambda seq: watch(owner, seq))
     except (Corrupt, Invalid) as error:  # no journal any more: the others are verified all the same
-        return Verdict(journal=str(_path(home, owner)), entries=0, intact=False, words=str(error))
+        return _unreadable(_path(home, owner), error)
+
+
+def _unreadable(path: Path, error: Corrupt | Invalid) -> Verdict:
+    return Verdict(journal=str(path), entries=0, intact=False, words=str(error))
 
 
 def _owners(home: Path) -> list[str]:
@@ -109,7 +114,13 @@ class Record:
     def verify(self) -> list[Verdict]:
         """Verify the hub's journal and those of the sites that live in this home."""
         sites = [owner for owner in _owners(self._home) if owner != "hub"]
-        return [self._journal.verify(), *(_verified(self._home, owner, lambda *_: None) for owner in sites)]
+        return [self._own(), *(_verified(self._home, owner, lambda *_: None) for owner in sites)]
+
+    def _own(self) -> Verdict:
+        try:
+            return vouched.verify(self._home, self._journal)
+        except Corrupt as error:
+            return _unreadable(self._journal.path, error)
 
     def traffic(self, run: str | None = None) -> list[Traffic]:
         """Sum what crossed each border, as the hub recorded it; a site's refusals are in that site's journal."""

@@ -4,7 +4,7 @@ import logging
 import sqlite3
 import time
 
-from atoll.errors import AtollError, Denied, NotFound
+from atoll.errors import AtollError, Denied, NotFound, TaskFailed
 from atoll.runtime.kept import FULL
 from atoll.runtime.pacing import Balance, told
 from atoll.runtime.place import Place
@@ -77,6 +77,12 @@ class Reports:
         if isinstance(error, OSError):
             kind = "Unavailable"
         words = _words(error)
+        if isinstance(error, TaskFailed) and silent(a):
+            # At which row a task fails is in no promise's noise, and so is the line. The owner reads why.
+            log.warning("run %s: %s", a.run, words)
+            words = (
+                error.bare or f"the task failed at '{a.work}'; its job hides the data: why is in the site's log alone"
+            )
         # Named here and once: the hub puts the name before words that do not begin with it.
         words = words if words.startswith((f"{self._site}:", f"{self._site} ")) else f"{self._site}: {words}"
         self._say(Failure(run=a.run, position=a.position, words=shortened(words), error=kind))

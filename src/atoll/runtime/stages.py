@@ -203,8 +203,8 @@ class Stages:
         steps = min(reply.steps, a.steps) if a.sync.seconds is not None else a.steps
         if reply.loss is None or not 0 < reply.examples <= steps * a.job.batch:
             raise TaskFailed(
-                f"{where}: {reply.examples} examples with loss {reply.loss}, where {steps} steps of {a.job.batch} "
-                "have a finite loss; the task must not answer for its worker"
+                f"{where}: no loss, or not as many examples as {steps} steps of {a.job.batch} can have; the task must "
+                "not answer for its worker"
             )
         self._check(output, a.signature, where, span(a))
         if noised(a.sync.wire):
@@ -305,7 +305,7 @@ class Stages:
         own = {"control": a.sync.control, **self._own(a)}
         reply = self._ranks.order(a, orders.Evaluate(weights=str(weights), signature=a.signature, **own))
         if not held and (reply.examples or reply.totals):
-            raise TaskFailed(f"metrics over {reply.examples} examples where no row is held out; raise data.holdout")
+            raise TaskFailed("metrics over examples where no row is held out; raise data.holdout")
         # A task may make several examples of a row, so its counts can be more than there are rows; what it says of
         # how many rows a number stands for is believed only as far as there are that many.
         rows = min((_fewest(total) for total in reply.totals.values()), default=reply.examples)

@@ -39,11 +39,10 @@ from atoll.inner.mirror import MIRRORS, Mirror
 from atoll.inner.pace import Meter
 from atoll.inner.personal import chosen, shared, shared_part
 from atoll.inner.sample import sampled
-from atoll.inner.task import Doing, load_task, require, task_failure
+from atoll.inner.task import Doing, fault_of, load_task, require
 from atoll.inner.vector import load_vector, save_vector
 from atoll.outer.metrics import totals
 from atoll.runtime import faults
-from atoll.spec.document import WORDS_LIMIT
 from atoll.spec.model import Moments, without_control
 from atoll.spec.order import ORDER, Ahead, Evaluate, Form, Initialise, Open, Order, Predict, Probe, Ready, Reply, Train
 from atoll.spec.privacy import PrivateSteps
@@ -248,21 +247,17 @@ class Worker:
     def _answer(self, order: Order) -> Reply | None:
         """Do one order; None when it is given again to other peers.
 
-        Whatever the user's code raises becomes a sentence; the process stays fit for the next.
+        Whatever the user's code raises becomes a `Fault`; the process stays fit for the next.
         """
         try:
             return self._do(order)
-        except AtollError as error:
-            words = str(error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; the log keeps it all
-            if self._mesh.ranks > 1 and broken(error):
+            if self._mesh.ranks > 1 and not isinstance(error, AtollError) and broken(error):
                 self._lost(error)
                 return None
             traceback.print_exc()
-            bundle = self._space.bundle if self._space else Path()
-            # What user code raises may quote a row, and this sentence travels: the hub learns only what and where.
-            words = str(task_failure(error, bundle, order.kind, quoted=False))
-        return Reply(failed=words if len(words) <= WORDS_LIMIT else words[: WORDS_LIMIT - 3] + "...")
+            bundle = Path(order.bundle) if isinstance(order, Open) else self._space.bundle if self._space else Path()
+            return Reply(failed=fault_of(error, bundle))
 
     def _do(self, order: Order) -> Reply | None:
         if isinstance(order, Open):

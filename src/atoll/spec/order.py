@@ -158,11 +158,21 @@ Order = Annotated[Open | Ready | Probe | Initialise | Train | Ahead | Evaluate |
 ORDER: TypeAdapter[Form | Order] = TypeAdapter(Annotated[Form | Order, Field(discriminator="kind")])
 
 
+class Fault(Document):
+    """Why a worker came to nothing. User code can say anything here, so no agent passes a field of it on unseen:
+    what may leave a site is for `atoll.runtime.sentences` to say."""
+
+    kind: Annotated[str, Field(max_length=100)]  # the error's class
+    words: Words = ""
+    file: Annotated[str, Field(max_length=100)] = ""  # of the bundle, where user code raised it
+    line: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+
+
 class Reply(Document):
-    """A worker's word on an order. `failed` is a sentence for the user; it says where, and never what a row holds."""
+    """A worker's word on an order."""
 
     generation: NonNegativeInt = 0  # of the group that it comes from; 0: it is in none yet
-    failed: Words | None = None
+    failed: Fault | None = None
     progress: NonNegativeInt | None = None  # a step was taken; the order goes on
     sign: Literal["alive", "broken", "leaving"] | None = None  # and nothing else: lost peers, or is told to end
     pace: Pace | None = None  # of this rank so far; of a group's reply that of all its ranks (`atoll.runtime.pacing`)
