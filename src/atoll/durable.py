@@ -25,10 +25,12 @@ def sync_folder(folder: Path) -> None:
 def copied(file: int, path: Path) -> str:
     """Copy a file, given by its number, to a path, without flushing it; return the SHA-256 of its bytes in hex.
 
-    Raises `OSError`.
+    What lies at the path makes room for a new file: a link there is not followed. Raises `OSError`.
     """
     digest, at = hashlib.sha256(), 0
-    with path.open("wb") as copy:
+    path.unlink(missing_ok=True)
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(number, "wb") as copy:
         while piece := os.pread(file, _PIECE, at):
             digest.update(piece)
             copy.write(piece)

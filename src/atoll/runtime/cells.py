@@ -1,6 +1,7 @@
 """What a hub's replicas live in: a sandbox each, in which user code finds the model, and neither keys nor a network.
 
-A replica's door is opened outside and handed in: who asks comes in by it, and nothing inside can dial anybody.
+A replica's door is opened outside and handed in: who asks comes in by it. It is of the hub's network, so that nothing
+inside may dial at all (`atoll.runtime.undialled`).
 """
 
 import logging
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from atoll.errors import Unavailable
-from atoll.runtime import sandbox
+from atoll.runtime import sandbox, undialled
 from atoll.runtime.sandbox import Grant, Room
 from atoll.spec.document import parse, read_yaml
 from atoll.spec.sandbox import Limits, ReplicasFile
@@ -22,12 +23,13 @@ class Cell:
 
     def __init__(self, room: Room | None, limits: Limits) -> None:
         self._room, self._limits = room, limits
+        self.confined = room is not None
         self.fds: tuple[int, ...] = () if room is None else (room.pidfd,)
         self.environment: Mapping[str, str] = {} if room is None else sandbox.homeless()
 
     def command(self, module: str) -> list[str]:
         """Return how a module of ours is started there, by a process that inherits ``fds``."""
-        return sandbox.command(module, self._room.pidfd if self._room is not None else None, self._limits)
+        return sandbox.command(module, self._room.pidfd if self._room is not None else None, self._limits, dials=False)
 
     def close(self) -> None:
         """End whatever is left in it."""
@@ -52,7 +54,7 @@ class Cells:
         """Make one in which these paths can be read. Raises `Unavailable`, also where none can be had and one must."""
         limits, why = self._chosen.limits, ""
         if self._chosen.sandbox != "off":
-            why = sandbox.missing()
+            why = sandbox.missing() or undialled.missing()
         if why and self._chosen.sandbox == "required":
             raise Unavailable(f"sandbox: {_FILE} of the hub requires one, and there is none: {why}")
         if why and not self._told:

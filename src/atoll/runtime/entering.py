@@ -1,10 +1,10 @@
 """How a worker process goes into a sandbox (`atoll.runtime.sandbox`), before it runs anybody's code.
 
-    python -P -m atoll.runtime.entering LIMITS ROOM_FD|- MODULE ARGUMENT...
+    python -P -m atoll.runtime.entering LIMITS ROOM_FD|- dials|listens MODULE ARGUMENT...
 
-limits itself, goes in where there is a room, and becomes this module with these arguments. A nursery's child calls
-`enter` itself. Nobody comes out again: once inside, a process has no capability, cannot gain one, and makes no
-namespaces.
+limits itself, goes in where there is a room, and becomes this module with these arguments. Who comes with a socket of
+another network only `listens` (`atoll.runtime.undialled`). A nursery's child calls `enter` itself. Nobody comes out
+again: once inside, a process has no capability, cannot gain one, and makes no namespaces.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from atoll.runtime import undialled
 from atoll.spec.document import parse_json
 from atoll.spec.sandbox import Limits
 
@@ -85,10 +86,12 @@ def _end_with(inside: int) -> NoReturn:
 
 
 def main() -> None:
-    limits, room, module, *arguments = sys.argv[1:]
+    limits, room, how, module, *arguments = sys.argv[1:]
     limit(parse_json(Limits, limits.encode(), "limits"))
     if room != "-":
         enter(int(room))
+        if how == "listens":
+            undialled.forbid()
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606
 
 

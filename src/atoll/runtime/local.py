@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from atoll.drain import Drain
 from atoll.errors import Unavailable
 from atoll.runtime import faults, sandbox
 from atoll.runtime.forked import Nursery, code_of
@@ -159,7 +160,7 @@ class Bounds:
 
 def start(
     words: Sequence[str],
-    log: Path,
+    log: Path | int,
     more: Mapping[str, str],
     fds: Sequence[int] = (),
     nursery: Nursery | None = None,
@@ -167,7 +168,8 @@ def start(
 ) -> Process:
     """Start a worker process here: ``words`` begin its command line, ``more`` is added to its environment.
 
-    The numbers of its reply pipe and of ``fds``, which stay the caller's, end its command line. It is forked by the
+    What it prints is added to the ``log``, a file or the number of one. That number, and those of ``fds``, stay the
+    caller's; those of its reply pipe and of ``fds`` end its command line. It is forked by the
     ``nursery`` where there is one and it can. Raises `OSError`.
     """
     room = bounds.room.pidfd if bounds.room is not None else None
@@ -184,13 +186,16 @@ def start(
     return process
 
 
-def _begin(log: Path, fds: Sequence[int], begin: Callable[[Sequence[int]], Life]) -> Process:
+def _begin(log: Path | int, fds: Sequence[int], begin: Callable[[Sequence[int]], Life]) -> Process:
     """Make a worker's pipes and let it begin with its ends of them: orders, replies, log, and ``fds``."""
     told, orders = os.pipe()
     replies, said = os.pipe()
     try:
-        with log.open("ab") as output:
-            life = begin((told, said, output.fileno(), *fds))
+        if isinstance(log, int):
+            life = begin((told, said, log, *fds))
+        else:
+            with log.open("ab") as output:
+                life = begin((told, said, output.fileno(), *fds))
     except (OSError, Unavailable):
         os.close(orders)
         os.close(replies)
@@ -228,14 +233,21 @@ class Mirrors:
 
     def __init__(self, places: int) -> None:
         made = places if hasattr(os, "memfd_create") else 0  # on Linux
-        self._files = [[os.memfd_create("atoll-mirror") for _ in range(_MIRRORS)] for _ in range(made)]
+        self._files: list[list[int]] = [[] for _ in range(made)]
+        try:
+            for files in self._files:
+                files += (os.memfd_create("atoll-mirror") for _ in range(_MIRRORS))
+        except OSError:
+            self.close()
+            raise
 
     def of(self, place: int) -> tuple[int, ...]:
         return tuple(self._files[place % len(self._files)]) if self._files else ()
 
-    def save(self, folder: Path) -> None:
-        """Write what the ranks, which are gone, had done of a round where the next ones look for it."""
-        step = rescue(self._files, folder)
+    def save(self, folder: Path, outside: Path) -> None:
+        """Write what the ranks, which are gone, had done of a round where the next ones look for it, by way of a folder
+        that none of them could write to."""
+        step = rescue(self._files, folder, outside)
         if step is not None:
             _log.info("a lost group's round is gone on with after its step %s", step)
 
@@ -255,9 +267,13 @@ class Mirrors:
 class LocalGroup(PipedGroup):
     """Processes of this machine, the sandbox that they are in, and the memory by which one takes another's place."""
 
-    mirrors: Mirrors
     room: Room | None = None
     longest = math.inf  # seconds that an order may take, whatever whoever gives it would wait
+
+    def __init__(self, ranks: Sequence[Rank], meeting: Path, silence: float, again: Callable[[int], Rank]) -> None:
+        super().__init__(ranks, meeting, silence, again)
+        self.mirrors = Mirrors(0)
+        self.drains: list[Drain] = []  # of what each place prints in the room
 
     def order(self, order: Order, timeout: float, on_step: OnStep | None = None) -> Reply:
         return super().order(order, min(timeout, self.longest), on_step)
@@ -266,12 +282,18 @@ class LocalGroup(PipedGroup):
         self.mirrors.empty()
 
     def close(self) -> None:
-        super().close()
-        if self.room is not None:  # first: whatever user code left behind in it writes nowhere any more
-            self.room.close()
-        if self.unfinished is not None:
-            self.mirrors.save(self.unfinished)
-            self.unfinished = None
+        try:
+            super().close()
+        finally:  # before anything is looked at: whatever user code left behind in it writes nowhere any more
+            gone = self.room is None or self.room.close()
+            for drain in self.drains:
+                drain.close()
+        if self.unfinished is not None and gone:
+            work = self.unfinished.parent
+            self.mirrors.save(self.unfinished, work if self.room is None else work.parent)
+        elif not gone:
+            _log.warning("sandbox: something in it does not end, and may write later; look at the machine's disks")
+        self.unfinished = None
         self.mirrors.close()
 
 
@@ -311,33 +333,40 @@ class LocalExecutor:
 
     def start(self, layout: Layout, folder: Path, grant: Grant | None = None) -> PipedGroup:
         folder.mkdir(parents=True, exist_ok=True)
-        room = None
-        if self.confined:
-            assert grant is not None, "who asks for workers that see nothing else says what they are to see"
-            room = Room(grant, self._limits)
         nursery = self._running()
         if nursery is not None and not layout.plain:
             nursery.parts = True
-        mirrors = Mirrors(layout.ranks)
 
         def begin(place: int) -> Process:
-            log, more = folder / f"worker-{place}.log", faults.handed_on("worker")
+            log: Path | int = group.drains[place].pipe if group.room is not None else _log_of(folder, place)
+            more, bounds = faults.handed_on("worker"), Bounds(group.room, self._limits)
             try:
-                return start((), log, more, mirrors.of(place), self._running(), Bounds(room, self._limits))
+                return start((), log, more, group.mirrors.of(place), self._running(), bounds)
             except OSError as error:
                 raise Unavailable(f"worker: cannot be started ({error}); free memory or processes") from None
 
         ranks: list[Rank] = []
-        where = grant.folder if room is not None and grant is not None and grant.folder is not None else folder
+        where = grant.folder if self.confined and grant is not None and grant.folder is not None else folder
         group = LocalGroup(ranks, where / f"meeting-{uuid.uuid4().hex}", self._silence, begin)
-        group.mirrors, group.room = mirrors, room
         group.longest = self._limits.order_seconds or math.inf
         try:
+            self._furnish(group, layout.ranks, folder, grant)
             ranks.extend(begin(place) for place in range(layout.ranks))
         except Unavailable:
             group.close()
             raise
         return group
+
+    def _furnish(self, group: LocalGroup, places: int, folder: Path, grant: Grant | None) -> None:
+        try:
+            group.mirrors = Mirrors(places)
+            if self.confined:
+                assert grant is not None, "who asks for workers that see nothing else says what they are to see"
+                for place in range(places):
+                    group.drains.append(Drain(_log_of(folder, place)))
+                group.room = Room(grant, self._limits)
+        except OSError as error:
+            raise Unavailable(f"worker: cannot be started ({error}); free memory or files") from None
 
     def close(self) -> None:
         """End the nursery; there will be no other."""
@@ -345,3 +374,7 @@ class LocalExecutor:
             nursery, self._nursery, self._closed = self._nursery, None, True
         if nursery is not None:
             nursery.close()
+
+
+def _log_of(folder: Path, place: int) -> Path:
+    return folder / f"worker-{place}.log"

@@ -280,8 +280,8 @@ class PipedGroup:
             if free:
                 self._at_order.release()
         for path in self._meeting.parent.glob(f"{self._meeting.name}*"):
-            if not path.is_dir():  # as user code could make one of that name
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(IsADirectoryError, FileNotFoundError):  # user code could make a folder so named
+                path.unlink()
 
     def _all(self) -> list[Rank]:
         return [*self._ranks, *(rank for rank in self._others() if rank not in self._ranks)]

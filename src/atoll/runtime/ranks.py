@@ -73,7 +73,7 @@ class Ranks:
                     raise
             else:
                 self._fewer.did(wanted, layout, order)
-                take(asked, order)
+                take(asked, order, self._place.groups.confined)
                 return reply
         raise AssertionError("unreachable")
 

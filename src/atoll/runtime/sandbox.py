@@ -1,8 +1,9 @@
 """The room that a run's workers live in: built empty by bubblewrap, with what the run was granted and nothing more.
 
 In the room runs `cat` and nothing else. Workers are forked outside, where everything is imported already, and go in
-(`atoll.runtime.entering`). A room ends when the agent's end of a pipe closes, and with it whatever is in it: `cat` is
-its first process.
+(`atoll.runtime.entering`). `cat` is its first process: when that ends the kernel kills whatever is in it. It is killed,
+or reads the end of a pipe of the agent's, however the agent ended. It has a capability that nobody who went in has: so
+nobody can look at its files, of which one is that pipe.
 """
 
 import json
@@ -10,11 +11,13 @@ import logging
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +28,7 @@ from atoll.spec.sandbox import Limits
 
 log = logging.getLogger(__name__)
 _READY = 20.0  # seconds to make the namespaces and mounts
+_GONE = 30.0  # seconds until what was killed is taken for what the kernel cannot end: its disk does not answer
 # What a Linux program needs besides its own files. Links such as /lib -> usr/lib are made again.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache", "/etc/alternatives")
 _SYSTEM += ("/etc/localtime", "/sys/devices/system/cpu")
@@ -47,12 +51,16 @@ def homeless() -> dict[str, str]:
     return {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - the room's own, in memory
 
 
-def command(module: str, room: int | None, limits: Limits) -> list[str]:
-    """Return the command line of a module that goes into the room of this pidfd, where there is one, within limits."""
+def command(module: str, room: int | None, limits: Limits, dials: bool = True) -> list[str]:
+    """Return the command line of a module that goes into the room of this pidfd, where there is one, within limits.
+
+    Who goes in with a socket of another network must be one that never ``dials``.
+    """
     python = [sys.executable, "-P", "-m"]
     if room is None and limits == Limits():
         return [*python, module]
-    return [*python, "atoll.runtime.entering", limits.model_dump_json(), "-" if room is None else str(room), module]
+    within = ["-", "dials"] if room is None else [str(room), "dials" if dials else "listens"]
+    return [*python, "atoll.runtime.entering", limits.model_dump_json(), *within, module]
 
 
 class Room:
@@ -61,35 +69,36 @@ class Room:
     def __init__(self, grant: Grant, limits: Limits) -> None:
         """Build it; returns when processes can enter. Raises `Unavailable`; what bubblewrap says is in the log, for it
         tells where a site keeps its files."""
-        self._turn, self._open = threading.Lock(), True
-        told, tell = os.pipe()
-        with tempfile.TemporaryFile() as said:
-            try:
-                self._process = subprocess.Popen(
-                    [*_bwrap(), "--info-fd", str(tell), *arguments(grant, limits), "--", "cat"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=said,
-                    pass_fds=(tell,),
-                    env={name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ},
-                    start_new_session=True,
-                )
-            except OSError as error:
-                os.close(told)
-                raise Unavailable(f"sandbox: {error.strerror}; free memory or processes") from None
-            finally:
-                os.close(tell)
-            try:
-                self.pidfd = self._met(told)
-            except (OSError, ValueError, KeyError):
-                self._process.kill()
-                self._process.communicate()
-                said.seek(0)
-                words = said.read(_WORDS).decode(errors="replace").strip().replace("\n", "; ")
-                log.error("sandbox: bubblewrap makes none: %s", words or "it says nothing")
-                raise Unavailable("sandbox: bubblewrap makes none; the site's log says why") from None
-            finally:
-                os.close(told)
+        self._turn, self._open, self._gone = threading.Lock(), True, False
+        try:
+            with tempfile.TemporaryFile() as said, ExitStack() as ends:
+                told, tell = os.pipe()
+                ends.callback(os.close, told)
+                try:
+                    self._process = subprocess.Popen(
+                        [*_bwrap(), "--info-fd", str(tell), *arguments(grant, limits), "--", "cat"],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=said,
+                        pass_fds=(tell,),
+                        env={name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ},
+                        start_new_session=True,
+                    )
+                finally:
+                    os.close(tell)
+                try:
+                    self.pidfd = self._met(told)
+                except (OSError, ValueError, KeyError):
+                    self._process.kill()
+                    self._process.communicate()
+                    said.seek(0)
+                    words = said.read(_WORDS).decode(errors="replace").strip().replace("\n", "; ")
+                    log.error("sandbox: bubblewrap makes none: %s", words or "it says nothing")
+                    raise Unavailable("sandbox: bubblewrap makes none; the site's log says why") from None
+        except OSError as error:
+            raise Unavailable(f"sandbox: {error.strerror}; free memory, files or processes") from None
+        except subprocess.SubprocessError:  # it says a whole command line
+            raise Unavailable("sandbox: Python does not say where it imports from; look at this machine") from None
 
     def _met(self, told: int) -> int:
         """Return the pidfd of the room's first process, once all its mounts are made."""
@@ -101,27 +110,36 @@ class Room:
             raise ValueError("it was not built")
         return os.pidfd_open(int(json.loads(os.read(told, 1 << 16))["child-pid"]))
 
-    def close(self) -> None:
-        """End it, and every process that is in it, whatever became of who started that."""
+    def close(self) -> bool:
+        """End it, and every process that is in it, whatever became of who started that.
+
+        Return whether nothing is left of it. False: something in it waits for a disk, and may write once that answers.
+        """
         with self._turn:
-            if not self._open:
-                return
-            self._open = False
-            os.close(self.pidfd)
-            for pipe in (self._process.stdin, self._process.stdout):
-                assert pipe is not None
-                pipe.close()
-            try:
-                self._process.wait(GRACE)
-            except subprocess.TimeoutExpired:  # something in it waits for a disk
-                self._process.kill()
-                self._process.wait()
+            if self._open:
+                self._open = False
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                ended = select.poll()
+                ended.register(self.pidfd, select.POLLIN)
+                self._gone = bool(ended.poll(_GONE * 1000))  # it ends when all others have (pid_namespaces(7))
+                os.close(self.pidfd)
+                for pipe in (self._process.stdin, self._process.stdout):
+                    assert pipe is not None
+                    pipe.close()
+                try:
+                    self._process.wait(GRACE)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+            return self._gone
 
 
 def arguments(grant: Grant, limits: Limits) -> list[str]:
     """Return how bubblewrap is to build a room: what comes later lies over what came before."""
     size = ["--size", str(limits.memory_bytes)] if limits.memory_bytes is not None else []
     words = ["--unshare-all", "--unshare-user", "--as-pid-1", "--new-session", "--hostname", "worker"]
+    words += ["--cap-add", "CAP_KILL"]  # in the room alone, where it lets `cat` do nothing that it could not do
     words += ["--proc", "/proc", *size, "--tmpfs", "/tmp", "--dir", "/dev", *size, "--tmpfs", "/dev/shm"]  # noqa: S108
     for at, name in enumerate(("stdin", "stdout", "stderr")):
         words += ["--symlink", f"/proc/self/fd/{at}", f"/dev/{name}"]

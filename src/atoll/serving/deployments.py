@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from atoll.drain import Drain
 from atoll.errors import AtollError, Invalid, NotFound, Unavailable
 from atoll.serving.placement import Placement, Ready, no_port
 from atoll.spec.document import near_miss, parse_json
@@ -31,6 +32,8 @@ class Cell(Protocol):
     """What one replica lives in, made by whoever knows how to hold a process that runs user code."""
 
     @property
+    def confined(self) -> bool: ...  # whether the process sees less than its user does
+    @property
     def fds(self) -> tuple[int, ...]: ...  # that its process inherits
     @property
     def environment(self) -> Mapping[str, str]: ...  # of what it has to know there
@@ -41,6 +44,7 @@ class Cell(Protocol):
 class _Open:
     """No cell: the process sees what its user sees."""
 
+    confined = False
     fds: tuple[int, ...] = ()
     environment: Mapping[str, str] = {}
 
@@ -56,6 +60,7 @@ class _Replica:
     deployment: Deployment
     process: subprocess.Popen[bytes] | None = None
     cell: Cell | None = None
+    drain: Drain | None = None  # of what is printed in the cell
     url: str = ""
     ready: Ready | None = None
 
@@ -68,6 +73,8 @@ class _Replica:
             _end(self.process, grace)
         if self.cell is not None:
             self.cell.close()
+        if self.drain is not None:
+            self.drain.close()
         if self.process is not None and self.ready is not None:
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe is not None:
@@ -159,22 +166,30 @@ class Deployments:
         try:
             with door:
                 return self._started(replica, placement, door)
-        except AtollError as error:
-            return Ready(failed=f"deployment {name}: {error}; its log is {self._log(name)}")
+        except (AtollError, OSError, subprocess.SubprocessError) as error:
+            # Of the system's own words some tell where the hub keeps its files, or a command line.
+            words = error if isinstance(error, AtollError) else getattr(error, "strerror", None) or type(error).__name__
+            return Ready(failed=f"deployment {name}: {words}; its log is {self._log(name)}")
 
     def _started(self, replica: _Replica, placement: Placement, door: socket.socket) -> Ready:
         """Start the process and return what it says; the door is its own from then on."""
         paths = [Path(placement.bundle), Path(placement.weights)]
         cell = self._cells(paths if placement.pretrained is None else [*paths, Path(placement.pretrained.path)])
+        drain = None
         try:
-            process = self._spawn(replica.deployment.name, cell, door)
-        except Unavailable:
+            drain = self._drained(replica.deployment.name) if cell.confined else None
+            process = self._spawn(replica.deployment.name, cell, door, drain)
+        except (Unavailable, OSError):
             cell.close()
+            if drain is not None:
+                drain.close()
             raise
         door.close()
+        if drain is not None:
+            drain.shut()
         with self._lock:
             gone = self._replicas.get(replica.deployment.name) is not replica  # stopped before it had a process
-            replica.process, replica.cell = process, cell
+            replica.process, replica.cell, replica.drain = process, cell, drain
         if gone:
             raise Unavailable("it was stopped before it began")
         return _meet(process, placement, self._patience)
@@ -206,7 +221,12 @@ class Deployments:
         for replica in replicas:
             replica.end(max(0.0, until - time.monotonic()))
 
-    def _spawn(self, name: str, cell: Cell, door: socket.socket) -> subprocess.Popen[bytes]:
+    def _drained(self, name: str) -> Drain:
+        """Begin to fill the log from a pipe: who sees nothing else of this machine does not see what others wrote."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return Drain(self._log(name))
+
+    def _spawn(self, name: str, cell: Cell, door: socket.socket, drain: Drain | None) -> subprocess.Popen[bytes]:
         # The user's code runs there: it gets none of our secrets, and no module from the current folder (-P).
         environment = {key: os.environ[key] for key in _PASSED if key in os.environ}
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **cell.environment}
@@ -217,7 +237,7 @@ class Deployments:
                     [*cell.command(_REPLICA), str(door.fileno())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=log,
+                    stderr=log if drain is None else drain.pipe,
                     pass_fds=(door.fileno(), *cell.fds),
                     env=environment,
                     start_new_session=True,  # a group of its own: Ctrl-C is the hub's to handle
