@@ -9,10 +9,12 @@ from atoll.errors import TaskFailed
 from atoll.inner.learner import ModuleLearner
 from atoll.inner.memory import Memory
 from atoll.inner.mesh import Mesh
+from atoll.inner.probe import measure
 from atoll.inner.steps import Pull
 from atoll.inner.vector import save_vector
+from atoll.spec.compute import Compute
 from atoll.spec.job import Optimiser
-from atoll.spec.order import Train
+from atoll.spec.order import Probe, Train
 from atoll.spec.sync import Sync
 from tests.opening import opening
 from tests.private import PLAIN, WIDTH, Line, Own, data, made, part, stepped
@@ -27,6 +29,33 @@ class Weighted:
 class Decayed:
     def loss(self, model, batch):
         return Line().loss(model, batch) + 0.1 * sum(one.square().sum() for one in model.parameters())
+
+
+class Summed:
+    def loss(self, model, batch):
+        return nn.functional.mse_loss(model(batch["x"])[:, 0], batch["y"], reduction="sum")
+
+
+class Scaled:
+    def loss(self, model, batch):  # by what one expects, whatever there is
+        return Summed().loss(model, batch) / 10
+
+
+class Shapeless:
+    def loss(self, model, batch):
+        return (model(batch["x"])[:, 0] - batch["y"]).square()
+
+
+class Drawing(nn.Module):
+    """Draws in two layers, of which the second draws other numbers in a smaller batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out, self.drop = nn.Linear(WIDTH, 12), nn.Linear(12, 1), nn.Dropout(0.5)
+
+    def forward(self, x):
+        made = self.drop(torch.tanh(self.into(self.drop(x))))
+        return self.out(made + 0.1 * torch.randn_like(made))
 
 
 class Centred(nn.Module):
@@ -120,6 +149,10 @@ def test_a_proximal_pull_is_added_after_the_noise():
         (lambda: nn.ModuleList([nn.LSTM(3, 4), nn.Linear(3, 1)]), Line, "'0' is a LSTM, whose gradients Opacus cannot"),
         (Centred, Line, "loss: an example's gradient changes with the other examples of its batch"),
         (None, Weighted, "loss: an example's gradient changes with the other examples of its batch"),
+        (None, Summed, "loss: an example's gradient changes with how many examples its batch has, so that one row"),
+        (None, Scaled, "loss: an example's gradient changes with how many examples its batch has, so that one row"),
+        (Drawing, Summed, "loss: an example's gradient changes with how many examples its batch has, so that one"),
+        (None, Shapeless, "loss: is no number to take a gradient of"),
         (None, Decayed, "model: the gradient of 'weight' cannot be told apart by example"),
         (Places, Line, "model: the gradient of 'table.weight' cannot be told apart by example"),
         (Two, Line, "model: Opacus cannot tell its gradients apart by example"),
@@ -131,16 +164,50 @@ def test_what_mixes_examples_is_refused(model, task, words):
         stepped(made(model), [part(slice(0, 10))], task=task())
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 50])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_drawn_in_each_layer_is_no_mixing_either(count, seed):
+    assert len(stepped(made(Drawing, seed), [part(slice(0, count))])) == 1
+
+
+@pytest.mark.parametrize("spoilt", [[0], [1, 4], [0, 1, 2, 3, 4, 5, 6, 7]], ids=str)
+def test_a_row_whose_loss_is_not_finite_counts_for_nothing_and_neither_ends_the_run_nor_hides_a_sum(spoilt):
+    bad = {name: values.clone() for name, values in data().items()}
+    bad["x"][spoilt] = 1e30
+    steps = stepped(net := made(), [bad, data()])
+    assert all(np.isfinite(step.loss) for step in steps)
+    assert all(one.isfinite().all() for one in net.parameters())
+    with pytest.raises(TaskFailed, match="with how many examples"):
+        stepped(made(), [bad, data()], task=Summed())
+
+
+def test_a_probe_of_a_private_job_goes_on_past_a_row_whose_loss_is_not_finite():
+    arrays = {name: values.numpy().copy() for name, values in data().items()}
+    arrays["x"][0] = 1e30
+    asked = Probe(seed=1, batch=10, optimiser=Optimiser(rate=0.1))
+    batches = [{name: one[:10] for name, one in arrays.items()}] * 3
+    with pytest.raises(TaskFailed, match="loss is inf at step 1"):
+        measure(Breaking(), asked, Mesh(), Compute(), arrays, batches)
+    found = measure(Breaking(), asked.model_copy(update={"private": True}), Mesh(), Compute(), arrays, batches)
+    assert found.step_seconds > 0
+
+
+def test_a_loss_of_no_number_is_refused_without_its_shape_which_tells_of_the_sample():
+    with pytest.raises(TaskFailed) as caught:
+        stepped(made(), [part(slice(0, 7))], task=Shapeless())
+    assert not any(letter.isdigit() for letter in str(caught.value))
+
+
 def test_dropout_is_no_mixing():
     net = made(lambda: nn.Sequential(nn.Linear(WIDTH, 40), nn.Dropout(0.5), nn.Linear(40, 1)))
     assert len(stepped(net, [data(), data()])) == 2
 
 
 class Breaking(Line):
-    """A task whose worker is lost in its step number ``breaks``; two losses of the first one are a trial."""
+    """A task whose worker is lost in its step number ``breaks``; three losses of the first one are a trial."""
 
     def __init__(self, breaks=-9):
-        self.breaks = breaks + 2
+        self.breaks = breaks + 3
 
     def model(self):
         return nn.Linear(WIDTH, 1)

@@ -205,8 +205,10 @@ def test_a_crossing_has_the_bytes_that_are_sent_where_they_are_known_beforehand(
     ((sent,),) = house.hub.frames
     assert [one.crossing.bytes for one in house.crossings("update")] == [len(sent.data) + len(sent.scales)]
     assert len(sent.data) + len(sent.scales) <= encoded_bytes(SIZE, WIRE)
+    site.end()
     house.hub.wire = Sync(wire=FORGETFUL).wire
-    site.round(3, 2, wire=FORGETFUL)
+    site.errand = Errand(house.place, "other")  # a run has one wire
+    site.round(2, None, wire=FORGETFUL, run="other")
     assert house.crossings("update")[-1].crossing.bytes == encoded_bytes(SIZE, WIRE)
 
 

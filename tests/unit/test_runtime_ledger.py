@@ -33,12 +33,12 @@ def life(journal):
 def test_another_life_goes_on_with_what_the_journal_has(journal, whole):
     first = life(journal)
     first.reserve("heart", "a", whole, BUDGET)
-    first.charge("heart", "a", 2)
+    first.charge("heart", "a", 2, "site")
     second = life(journal)
     assert second.ledger == first.ledger
     assert second.ledger.accounts["heart", "a"].steps == 2
     second.reserve("heart", "a", whole, BUDGET)
-    second.charge("heart", "a", 2)
+    second.charge("heart", "a", 2, "site")
     assert len(list(journal.entries())) == 2, "nothing is reserved or charged twice"
     with pytest.raises(Denied, match=r"b needs epsilon 2.28\d*, and of 3 there is 0.71"):
         second.reserve("heart", "b", whole, BUDGET)
@@ -48,12 +48,12 @@ def test_another_life_goes_on_with_what_the_journal_has(journal, whole):
 def test_what_an_owner_releases_beside_a_running_site_is_heard_there(journal, whole):
     agent, owner = life(journal), life(journal)
     agent.reserve("heart", "a", whole, BUDGET)
-    agent.charge("heart", "a", 1)
+    agent.charge("heart", "a", 1, "site")
     assert owner.release("a")
     assert not owner.release("a")
     assert agent.ledger.used("heart") == (so_far(whole, 1), whole.delta)
     with pytest.raises(Denied, match="a is over, so nothing of it may leave"):
-        agent.charge("heart", "a", 2)
+        agent.charge("heart", "a", 2, "site")
     with pytest.raises(Denied, match="a is over; submit the job again"):
         agent.reserve("heart", "a", whole, BUDGET)
 
@@ -71,7 +71,7 @@ def test_at_every_instant_the_journal_has_charged_what_may_have_left(journal, wh
     ledger, left = life(journal), []
     ledger.reserve("heart", "a", whole, BUDGET)
     for steps in range(1, 6):
-        ledger.charge("heart", "a", steps)
+        ledger.charge("heart", "a", steps, "site")
         left.append((len(list(journal.entries())), so_far(whole, steps)))  # now it may leave, and all may die
     assert [used for _, used in left] == sorted(used for _, used in left)
     assert left[-1][1] == whole.epsilon
@@ -81,7 +81,15 @@ def test_at_every_instant_the_journal_has_charged_what_may_have_left(journal, wh
         assert found.epsilon >= used
         assert found.counts == (whole.epsilon, whole.delta), "and all that is reserved is still kept for it"
     with pytest.raises(Denied, match="reserved 5 steps, and with those that were taken again this would be step 6"):
-        ledger.charge("heart", "a", 6)
+        ledger.charge("heart", "a", 6, "site")
+
+
+def test_steps_that_were_counted_in_another_unit_than_is_reserved_pay_for_nothing(journal, whole):
+    ledger = life(journal)
+    ledger.reserve("heart", "a", whole, BUDGET)
+    with pytest.raises(Denied, match="reserved steps that hide a site, and what is to leave hides a record; submit"):
+        ledger.charge("heart", "a", 1, "record")
+    assert ledger.ledger.accounts["heart", "a"].steps == 0
 
 
 def test_a_run_takes_the_same_share_of_a_budgets_delta_as_of_its_epsilon(whole):

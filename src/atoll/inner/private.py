@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median, stdev
 from typing import Any
 
 import torch
@@ -30,7 +31,11 @@ from atoll.spec.task import Task
 _PIECE = 1024  # numbers whose norm is found in float32, off by 4e-6 of it at most; all other sums of norms are float64
 _ROUNDING = 1 - 2.0**-16  # with which a clipped gradient stays within its bound for all that is rounded
 _FEW = 8  # examples by which a loss is tried
+_DRAWS = 256  # of dropout and the like, at most, over which examples' gradients in two batches are compared by size,
+_SURE = 16  # and how many sizes are at least; a sum over twice as many examples makes gradients
+_TWICE = math.log(2) / 2  # nearer to twice as large than as large, in logarithms
 _CLOSE = 1e-3  # how much of a gradient may be rounding
+Gradients = dict[str, torch.Tensor]  # by parameter, examples first
 _NO_INPUTS = "Full backward hook is firing when gradients are computed with respect to module outputs"
 
 
@@ -113,13 +118,15 @@ def put_noised(
 def _summed(
     task: Task, model: nn.Module, batch: Batch, most: int, bound: float, step: int
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Return the mean loss of a batch, 0 of an empty one, and the sum of its clipped gradients by parameter."""
+    """Return the mean loss of a batch, with 0 for each part of it that has no finite one, and the sum of its clipped
+    gradients by parameter."""
     count, total = len(next(iter(batch.values()))), 0.0
     sums: dict[str, torch.Tensor] = {}
     for first in range(0, count, most):
         piece = {name: values[first : first + most] for name, values in batch.items()}
         loss, found = gradients(task, model, piece, step)
-        total += loss * len(next(iter(piece.values()))) / count
+        if math.isfinite(loss):  # else of an example that counts for nothing: to end for it would tell of its row
+            total += loss * len(next(iter(piece.values()))) / count
         for name, made in zip(found, clipped_sum(list(found.values()), bound) if found else (), strict=True):
             sums[name] = sums[name] + made if name in sums else made
     return total, sums
@@ -137,7 +144,7 @@ def gradients(task: Task, model: nn.Module, batch: Batch, step: int = 0) -> tupl
         parameter.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue] - Opacus', as the one below
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _NO_INPUTS)  # of a first layer, whose inputs need none; its hook is told all
-        loss = checked(task.loss(model, batch), step)
+        loss = _loss(task, model, batch, step)
         try:
             loss.backward()
         except (TypeError, RuntimeError, NotImplementedError) as error:  # of Opacus' hooks; a plain pass raises none
@@ -163,6 +170,17 @@ def gradients(task: Task, model: nn.Module, batch: Batch, step: int = 0) -> tupl
     return float(loss.detach()), found
 
 
+def _loss(task: Task, model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
+    try:
+        return checked(task.loss(model, batch), step)
+    except TaskFailed as error:  # it tells of the step, and by a shape of how many rows are in it
+        print(error, file=sys.stderr)
+        raise TaskFailed(
+            "loss: is no number to take a gradient of (see the worker's log); return the mean over the batch, a scalar "
+            "floating point tensor, computed from the model without detach"
+        ) from None
+
+
 def _unshared(name: str) -> str:
     return (
         f"model: the gradient of {name[:80]!r} cannot be told apart by example, as privacy needs it; call its layer on "
@@ -179,27 +197,63 @@ class _Trial:
     done: bool = False
 
     def once(self, batch: Batch, seed: int, step: int) -> None:
-        """Raise `TaskFailed` where gradients do not add up to the batch's, or change with the other examples."""
-        count = len(next(iter(batch.values())))
-        if self.done or count < 2:
+        """Raise `TaskFailed` where gradients do not add up to the batch's, or change with the other examples, be it
+        with how many they are."""
+        if self.done or len(next(iter(batch.values()))) < 2:
             return
-        self.done = True
         few = {name: values[:_FEW] for name, values in batch.items()}
-        others = {name: values[:1].expand(len(values), *values.shape[1:]).clone() for name, values in few.items()}
         own = self._own(few, seed, step)
+        finite = torch.stack([one.flatten(1).isfinite().all(1) for one in own.values()]).all(0) if own else None
+        if finite is not None and not bool(finite.all()):  # of one that is not finite nothing can be seen
+            few = {name: values[finite.to(values.device)] for name, values in few.items()}
+            if len(next(iter(few.values()))) < 2:
+                return
+            own = self._own(few, seed, step)
+        self.done = True
         for name, parameter in trained(self.model).items():
             if name in own and parameter.grad is not None and not _alike(own[name].mean(0), parameter.grad):
                 raise TaskFailed(_unshared(name))
-        alone = self._own(others, seed, step)
-        if any(not _alike(own[name][0], alone[name][0]) for name in own if name in alone):
+        others = {name: values[:1].expand(len(values), *values.shape[1:]).clone() for name, values in few.items()}
+        if not _first_alike(own, self._own(others, seed, step)):
             raise TaskFailed(
                 "loss: an example's gradient changes with the other examples of its batch, and privacy is of each by "
                 "itself; compute them one by one and return the plain mean, without normalising over the batch"
             )
+        if not self._keeps_size(own, few, seed, step):
+            raise TaskFailed(
+                "loss: an example's gradient changes with how many examples its batch has, so that one row more would "
+                "weigh all others anew; return the plain mean over the batch, neither a sum nor one over a constant"
+            )
 
-    def _own(self, batch: Batch, seed: int, step: int) -> dict[str, torch.Tensor]:
-        chance.seed_step(seed, step, 0)  # each place in the batch draws the same dropout both times
+    def _keeps_size(self, own: Gradients, few: Batch, seed: int, step: int) -> bool:
+        """Tell whether the first example has the same gradient in half of the few, or one as large where it is drawn:
+        in a smaller batch a second dropout draws other numbers."""
+        half = {name: values[: len(values) // 2] for name, values in few.items()}
+        if _first_alike(own, self._own(half, seed, step)):
+            return True
+        if _first_alike(own, self._own(few, seed, step, draw=1)):
+            return False  # nothing is drawn
+        ratios: list[float] = []  # their logarithms
+        for draw in range(_DRAWS):
+            whole, part = (_sizes(self._own(one, seed, step, draw)) for one in (few, half))
+            ratios += [math.log(one / other) for one, other in zip(whole, part, strict=False) if one and other]
+            if len(ratios) >= _SURE and 5 * stdev(ratios) / math.sqrt(len(ratios)) < abs(abs(median(ratios)) - _TWICE):
+                break
+        return not ratios or abs(median(ratios)) < _TWICE
+
+    def _own(self, batch: Batch, seed: int, step: int, draw: int = 0) -> Gradients:
+        chance.seed_step(seed, step, draw)  # each place in a batch of one size draws the same dropout each time
         return gradients(self.task, self.model, batch, step)[1]
+
+
+def _first_alike(one: Gradients, other: Gradients) -> bool:
+    return all(_alike(one[name][0], other[name][0]) for name in one if name in other)
+
+
+def _sizes(gradients: Gradients) -> list[float]:
+    """Return the norm of each example's gradient, where it is finite, and else 0."""
+    norms = torch.stack([_norms(one.float().reshape(len(one), -1)) for one in gradients.values()]).norm(dim=0)
+    return norms.where(norms.isfinite(), 0.0).tolist()
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

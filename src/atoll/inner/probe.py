@@ -5,6 +5,7 @@ import resource
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
 from torch import nn
@@ -74,6 +75,7 @@ def measure(
     made = optimiser.make(order.optimiser, spread.model)
     given = map(tensors, itertools.chain([first], batches))
     at = Start(order.seed, examples=digest(examples)) if mesh.ranks > 1 else Start(order.seed)
+    at = replace(at, finite=not order.private)  # else that a profile is missing would tell of a row
     seconds = _fastest(training_steps(task, spread, made, given, at))
     return profile.model_copy(update={"step_seconds": seconds, "memory_bytes": _most()})
 

@@ -56,6 +56,7 @@ class Start:
     kept: Callable[[], int | None] = lambda: None  # the step of the run that the last checkpoint is of
     examples: tuple[float, float] = (0.0, 0.0)  # `alike.digest` of all that this rank's batches are of
     changes: Callable[[], None] = lambda: None  # returns when what a step changes may be changed
+    finite: bool = True  # a loss that is not ends the steps
 
 
 class Bend(Protocol):
@@ -186,7 +187,7 @@ def _agreed(mesh: Mesh, value: float, mine: int, batch: Batch, at: Start, step: 
     sums = mesh.sum(torch.tensor([*said, *astuple(wish)], dtype=torch.float64))
     examples = int(sums[1])
     mean = float(sums[0]) / examples
-    if not math.isfinite(mean):  # of any rank: all of them stop at the same step
+    if at.finite and not math.isfinite(mean):  # of any rank: all of them stop at the same step
         raise TaskFailed(_not_finite(mesh, value, batch, at, step))
     return mean, examples, Flags(*(bool(one) for one in sums[2:]))
 

@@ -8,13 +8,12 @@ digest to know anything by. It is looked at once in a process's life, and not fo
 import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from atoll.durable import sync_folder
 from atoll.errors import Corrupt, Invalid
 from atoll.runtime.disk import BOOT, appearing, file_crc, mapped
+from atoll.runtime.mark import Kept
 from atoll.runtime.spares import Spares
 from atoll.spec.document import Name, canonical, sha256
 
@@ -48,26 +48,6 @@ def _is_name(text: str) -> bool:
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What goes with a computed update: the weights it started from, and what the answer says of it."""
-
-    weights: str
-    examples: int
-    loss: float
-    seconds: float
-    state_crc: int | None = None  # of the inner optimiser's state after it, where that is kept
-    base: int | None = None  # the stage whose residual was added to it; None: there was none yet
-    residual_crc: int | None = None  # of what it lost on the wire itself, where that is fed back
-    control_crc: int | None = None  # of the site's control variates after it
-    local_crc: int | None = None  # of its personal tensors after it
-    steps: int = 0  # that it took
-    pace: dict[str, Any] | None = None  # of its newest steps, as it is told
-    token: str = field(default_factory=lambda: secrets.token_hex(16))  # names the file that is sent, and no other
-    boot: str = BOOT  # the start of the machine that it was written in
-    private: int = 0  # steps of the run's private mechanism so far, of all that it can rest on; 0: it promises nothing
 
 
 class RunFolder:
@@ -301,6 +281,11 @@ class RunFolder:
             return None
         needed = ((self.residual(position), mark.residual_crc), (self.control(position), mark.control_crc))
         return mark if all(crc is None or self._is_whole(path, crc) for path, crc in needed) else None
+
+    def foreign(self, run: str) -> int | None:
+        """Return the newest stage that left something to go on from which was not made of the same as this ``run``
+        (`Origin.run`); None where all was."""
+        return max((number for number, mark in self._marks() if mark.lasts and mark.run != run), default=None)
 
     def doubt(self, position: int) -> None:
         """Have this position's update made again if it is asked for again, and every other file looked through before

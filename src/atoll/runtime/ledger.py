@@ -47,10 +47,16 @@ class LiveLedger:
             if event is not None:
                 self._record(event)
 
-    def charge(self, dataset: str, run: str, steps: int) -> None:
-        """Have a run charged, unless it is, for all of its mechanism's steps so far. Returning means that what they
-        made may leave. Raises `Denied` where so many were not reserved."""
+    def charge(self, dataset: str, run: str, steps: int, unit: str) -> None:
+        """Have a run charged, unless it is, for all of its mechanism's steps so far, which were counted in this
+        ``unit``. Returning means that what they made may leave. Raises `Denied` where so many, or those of such a unit,
+        were not reserved."""
         whole = self.ledger.reserved(dataset, run)
+        if whole is not None and unit != whole.unit:
+            raise Denied(
+                f"privacy of {dataset}: {run} reserved steps that hide a {whole.unit}, and what is to leave hides a "
+                f"{unit or 'nothing'}; submit the job again"
+            )
         if whole is not None and steps > whole.mechanism.steps:
             raise Denied(
                 f"privacy of {dataset}: {run} reserved {whole.mechanism.steps} steps, and with those that were taken "

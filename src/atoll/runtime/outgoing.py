@@ -14,16 +14,18 @@ from typing import BinaryIO
 import numpy as np
 
 from atoll.boundary.channel import Source
+from atoll.errors import TaskFailed
 from atoll.outer.masks import Masks
 from atoll.outer.ring import Ring
 from atoll.outer.secret import concealed
 from atoll.outer.wire import CHUNK, afterwards, encode, encoded_bytes, feedback, private
 from atoll.runtime.disk import appearing, mapped
 from atoll.runtime.frames import file_bytes, frames, payload_bytes, pieces
-from atoll.runtime.kept import Kept, RunFolder
+from atoll.runtime.kept import RunFolder
+from atoll.runtime.mark import Kept
 from atoll.spec.document import canonical, sha256
 from atoll.spec.message import Assign
-from atoll.spec.model import elements
+from atoll.spec.model import Signature, elements
 from atoll.spec.wire import Transform
 
 
@@ -61,6 +63,26 @@ def _write(file: BinaryIO, values: np.ndarray, crc: int) -> int:
 def span(a: Assign) -> tuple[int, int]:
     """Return which elements of the model a train round exchanges, from and up to."""
     return a.sync.span(elements(a.signature), a.version)
+
+
+def check_vector(path: Path, signature: Signature, what: str, part: tuple[int, int] | None = None) -> None:
+    """Hold a vector that a worker wrote to the signature, or to a part of it: whole and finite, or `TaskFailed`."""
+    first, last = part or (0, elements(signature))
+    found = path.stat().st_size if path.is_file() else 0
+    if found != 4 * (last - first):
+        due = f"{found} bytes where the model has {4 * (last - first)}"
+        raise TaskFailed(f"{what}: {due}; the task must leave files alone")
+    vector = mapped(path)
+    start = -first
+    for spec in signature:
+        values = vector[max(start, 0) : max(start + spec.size, 0)]
+        finite = np.isfinite(values)
+        if not finite.all():
+            raise TaskFailed(
+                f"{what}: tensor {spec.name} has {values[~finite][0]} among its values; "
+                "lower the optimiser's rate or look at the data"
+            )
+        start += spec.size
 
 
 def outgoing(path: Path, wire: tuple[Transform, ...]) -> Source:

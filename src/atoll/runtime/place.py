@@ -12,10 +12,12 @@ from atoll.data.live import LiveCatalogue
 from atoll.errors import Denied, Invalid, NotFound, Unavailable
 from atoll.planner.price import rounds
 from atoll.planner.terms import with_terms
+from atoll.policy.ledger import Account as Spent
 from atoll.policy.promises import guaranteed
 from atoll.runtime.concealing import Concealing
 from atoll.runtime.groups import Groups
 from atoll.runtime.ledger import LiveLedger
+from atoll.runtime.mark import Kept, Origin, origin_of
 from atoll.runtime.reviews import Reviews
 from atoll.spec.budget import Guarantee
 from atoll.spec.fleet import Dataset, Site
@@ -69,16 +71,26 @@ class Place:
     def steps(self, a: Assign, kept: int) -> int:
         """Return how many steps of a run's private mechanism its round brings it to, after those that it was charged
         for and those that what is ``kept`` of it can rest on; 0 for a run that promises nothing."""
-        account = self.ledger.ledger.accounts.get((self.catalogue.counted(_name(a))[0], a.run))
+        account = self._account(a)[1]
         if account is None:
             return 0
         # Also of one that was released meanwhile: what it made is refused when it is to be charged.
         return max(account.steps, kept) + (1 if account.reserved.unit == "site" else a.steps)
 
-    def charge(self, a: Assign, steps: int) -> None:
-        """Have a run charged for so many steps. Returning means that what they made may leave. Raises `Denied`."""
+    def origin(self, a: Assign, base: int | None) -> Origin:
+        """Return of what a round's update is made here. Raises as `entry` does."""
+        name, account = self._account(a)
+        return origin_of(a, base, self.entry(a).dataset, name, account.reserved.unit if account is not None else "")
+
+    def _account(self, a: Assign) -> tuple[str, Spent | None]:
+        name = self.catalogue.counted(_name(a))[0]
+        return name, self.ledger.ledger.accounts.get((name, a.run))
+
+    def charge(self, a: Assign, kept: Kept) -> None:
+        """Have a run charged for the steps that a kept update can rest on, at the dataset that it was made from.
+        Returning means that it may leave. Raises `Denied`."""
         with self._refusing():
-            self.ledger.charge(self.catalogue.counted(_name(a))[0], a.run, steps)
+            self.ledger.charge(kept.ledger, a.run, kept.private, kept.unit)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from atoll.boundary.channel import FrameLike, Source
 from atoll.data.answered import Answered, selected
 from atoll.data.batches import split
@@ -25,10 +23,12 @@ from atoll.outer.wire import recalls
 from atoll.runtime import faults, personal
 from atoll.runtime.balances import Balances
 from atoll.runtime.concealing import weight_of
-from atoll.runtime.disk import file_crc, mapped
+from atoll.runtime.disk import file_crc
 from atoll.runtime.incoming import Incoming
-from atoll.runtime.kept import Kept, RunFolder
+from atoll.runtime.kept import RunFolder
+from atoll.runtime.mark import Kept, Origin
 from atoll.runtime.outgoing import (
+    check_vector,
     content,
     encode_with_feedback,
     outgoing,
@@ -47,7 +47,7 @@ from atoll.spec.event import Answer, ColumnSums, Totals
 from atoll.spec.fleet import Dataset
 from atoll.spec.job import EvaluateJob, PredictJob, QueryJob, TrainJob
 from atoll.spec.message import Assign, Done, Parcel
-from atoll.spec.model import Signature, elements, without_control
+from atoll.spec.model import elements, without_control
 from atoll.spec.pace import Pace
 from atoll.spec.policy import CrossingKind, Request
 from atoll.spec.wire import noised
@@ -86,7 +86,8 @@ class Stages:
         """
         assert isinstance(a.job, TrainJob)
         memory = min((one.memory_bytes for node in self._place.site.nodes for one in node.devices), default=None)
-        order = orders.Probe(seed=a.job.seed, batch=a.job.batch, optimiser=a.job.optimiser, memory=memory)
+        asked = {"seed": a.job.seed, "batch": a.job.batch, "optimiser": a.job.optimiser, "memory": memory}
+        order = orders.Probe.model_validate({**asked, "private": a.job.privacy is not None})
         reply = self._ranks.order(a, order)
         if reply.profile is None:
             raise TaskFailed("the probe measured nothing; the task must not answer for its worker")
@@ -119,7 +120,7 @@ class Stages:
         order = orders.Initialise(seed=a.job.seed, output=str(output), keep_local=a.sync.keep_local)
         reply = self._ranks.order(a, order)
         personal.check_stays(a, reply.signature)
-        self._check(output, reply.signature, "the first weights")
+        check_vector(output, reply.signature, "the first weights")
         made = self._answer(a, signature=reply.signature)
         size = elements(reply.signature)
         parcel = Parcel(run=a.run, purpose="update", size=size, content=content(file_crc(output)), answer=made)
@@ -129,11 +130,13 @@ class Stages:
         output.unlink(missing_ok=True)
 
     def train(self, a: Assign) -> None:
-        terms = self._place.concealing.begin(a) if a.sync.masked else None  # the others' keys come while it trains
+        origin = self._origin(a)
         kept = self._folder.kept(a.position)
-        base = a.counted if recalls(a.sync.wire) or a.sync.control else None
-        if kept is None or (kept.weights, kept.base) != (a.weights, base):
-            kept = self._train(a, base)
+        if kept is not None and kept.made != origin.made:  # of other data or another promise: it must not lie about
+            self._folder.begin(a.position)
+            kept = None
+        terms = self._place.concealing.begin(a) if a.sync.masked else None  # the others' keys come while it trains
+        kept = kept or self._train(a, origin)
         self._go_ahead(a)
         frames, size = outgoing_kept(self._folder, a, kept)
         name = ""
@@ -164,14 +167,27 @@ class Stages:
         )
         request = self._place.crossing(a, "update", out=True, size=size, wire=kinds, rows=kept.examples)
         if kept.private:
-            self._place.charge(a, kept.private)
+            self._place.charge(a, kept)
         self._send(a, parcel, frames, request)
         self._folder.settle(a.position)
         faults.reached("site", "settled", "train")
 
-    def _train(self, a: Assign, base: int | None) -> Kept:
+    def _origin(self, a: Assign) -> Origin:
+        """Return of what a round's update is to be made. Raises `Denied` where it would go on from what was made of
+        something else: by its name of one dataset, it would tell of another."""
+        origin = self._place.origin(a, a.counted if recalls(a.sync.wire) or a.sync.control else None)
+        foreign = self._folder.foreign(origin.run)
+        if foreign is not None:
+            raise Denied(
+                f"{self._place.site.name} refuses: stage {foreign} of the run was of another job, dataset or promise, "
+                "and this one would go on from what it left; submit the job again"
+            )
+        return origin
+
+    def _train(self, a: Assign, origin: Origin) -> Kept:
         assert isinstance(a.job, TrainJob)
         assert a.weights is not None
+        base = origin.base
         personal.check_stays(a, without_control(a.signature) if a.sync.control else a.signature)
         self._folder.begin(a.position)
         weights, output = self._incoming.weights(a), self._folder.update(a.position)
@@ -206,7 +222,7 @@ class Stages:
                 f"{where}: no loss, or not as many examples as {steps} steps of {a.job.batch} can have; the task must "
                 "not answer for its worker"
             )
-        self._check(output, a.signature, where, span(a))
+        check_vector(output, a.signature, where, span(a))
         if noised(a.sync.wire):
             privatise(self._folder, a)
         faults.reached("site", "computed", "train")
@@ -216,7 +232,8 @@ class Stages:
         local = file_crc(local_out) if local_out else None
         pace = self._paced(a, reply.pace)
         kept = Kept(a.weights, reply.examples, reply.loss, seconds, state, base, residual, control, local, steps, pace)
-        kept = replace(kept, private=self._place.steps(a, self._folder.private()))
+        whose = {"run": origin.run, "made": origin.made, "ledger": origin.ledger, "unit": origin.unit}
+        kept = replace(kept, private=self._place.steps(a, self._folder.private()), **whose)
         faults.reached("site", "encoded", "train")
         self._folder.keep(a.position, kept)
         faults.reached("site", "marked", "train")
@@ -276,25 +293,6 @@ class Stages:
         after = {"position": a.position + 1, "version": a.version + 1, "counted": a.position}
         following = self._round(a.model_copy(update={**after, "done": done, "steps": steps}))
         self._ranks.ahead(a, orders.Ahead(round=following))
-
-    def _check(self, path: Path, signature: Signature, what: str, part: tuple[int, int] | None = None) -> None:
-        """Hold the vector that a worker wrote to the signature, or to its part: whole and finite, or `TaskFailed`."""
-        first, last = part or (0, elements(signature))
-        found = path.stat().st_size if path.is_file() else 0
-        if found != 4 * (last - first):
-            due = f"{found} bytes where the model has {4 * (last - first)}"
-            raise TaskFailed(f"{what}: {due}; the task must leave files alone")
-        vector = mapped(path)
-        start = -first
-        for spec in signature:
-            values = vector[max(start, 0) : max(start + spec.size, 0)]
-            finite = np.isfinite(values)
-            if not finite.all():
-                raise TaskFailed(
-                    f"{what}: tensor {spec.name} has {values[~finite][0]} among its values; "
-                    "lower the optimiser's rate or look at the data"
-                )
-            start += spec.size
 
     def evaluate(self, a: Assign) -> None:
         assert isinstance(a.job, TrainJob | EvaluateJob)

@@ -132,6 +132,7 @@ class Probe(Document):
     batch: int
     optimiser: Optimiser
     memory: PositiveInt | None = None  # bytes of the site's smallest device: what does not fit is not stepped
+    private: bool = False  # the job promises something of rows: a loss that is not finite ends nothing
 
 
 class Evaluate(Document):
