@@ -1,5 +1,6 @@
 """What user code keeps hold of to reach out of its sandbox: the sandbox itself, the hub's socket, a log, a result."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -104,18 +104,13 @@ def place(tmp_path):
 
 @pytest.fixture
 def closing():
-    with ExitStack() as stack:
-
-        def close(one):
-            stack.callback(one.close)
-            return one
-
-        yield close
+    with contextlib.ExitStack() as stack:
+        yield lambda one: stack.enter_context(contextlib.closing(one))
 
 
 def free(path):
     """Tell whether nobody holds a file's lock any more."""
-    with path.open("r") as file, suppress(BlockingIOError):
+    with path.open("r") as file, contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
