@@ -131,10 +131,16 @@ class World:
                 entries += journal.entries() if party == "hub" else ()
         events = [entry.event for entry in entries]
         merged = [event for event in events if event.kind == "run.merged"]
-        over["weights"] = {(event.run, event.position): (event.weights, event.outer) for event in merged}
+        tried = [event for event in events if getattr(event, "trial", None)]
+        numbers = {event.run: event.trial.number for event in tried}  # a trial's name is drawn, another one each time
+        assert len(numbers) == len(tried)
+        called = lambda event: numbers.get(event.run, event.run)  # noqa: E731
+        over["weights"] = {(called(event), event.position): (event.weights, event.outer) for event in merged}
         assert len(over["weights"]) == len(merged)
-        over["trials"] = [(event.run, event.trial.parameters) for event in events if getattr(event, "trial", None)]
-        over["ends"] = [(event.kind, event.run) for event in events if event.kind in ENDS]
+        over["trials"] = [(event.trial.number, event.trial.parameters) for event in tried]
+        over["ends"] = [(event.kind, called(event)) for event in events if event.kind in ENDS]
+        for name, number in numbers.items():
+            over["words"] = over["words"].replace(name, f"trial {number}")
         over["models"] = [event.model.weights for event in events if event.kind == "run.published"]
         return over
 
