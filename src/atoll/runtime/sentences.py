@@ -39,12 +39,14 @@ _KINDS = frozenset(
     for name, kind in vars(module).items()
     if isinstance(kind, type) and issubclass(kind, BaseException)
 )
-# Types, how torch calls the tensors of its layers, a task's methods: what code means also where it does not say it.
+# Types, how torch calls the tensors of its layers, a task's methods, a pretrained model's files: what code
+# means also where it does not say it.
 _COMMON = {name for name, kind in vars(builtins).items() if isinstance(kind, type)} | set(
     _WORD.findall(
         "NoneType ndarray Tensor Parameter torch numpy weight bias running_mean running_var num_batches_tracked text "
         "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 complex64 complex128 "
-        "Task ArraysTask model examples loss metrics predict arrays fit parallelize task py"
+        "Task ArraysTask model examples loss metrics predict arrays fit parallelize task py "
+        "config json tokenizer safetensors"
     )
 )
 # What Python says of a mistake in code, by its class: each is raised before a row is looked at, or names none.
