@@ -107,9 +107,9 @@ def test_shares_that_cannot_be_are_refused(secret, threshold, places):
 
 def test_neighbours_are_mutual_as_many_each_and_drawn_by_the_seed():
     sites = [f"s{number}" for number in range(100)]
-    near = neighbours(sites, b"seed")
+    near = neighbours(sites, b"seed", 42)
     assert {len(others) for others in near.values()} == {42}
     assert all(site in near[other] and other != site for site in near for other in near[site])
-    assert neighbours(list(reversed(sites)), b"seed") == near
-    assert neighbours(sites, b"another") != near
-    assert neighbours(sites[:4], b"seed")["s0"] == ("s1", "s2", "s3")
+    assert neighbours(list(reversed(sites)), b"seed", 42) == near
+    assert neighbours(sites, b"another", 42) != near
+    assert neighbours(sites[:4], b"seed", 42)["s0"] == ("s1", "s2", "s3")

@@ -46,7 +46,7 @@ _COMMON = {name for name, kind in vars(builtins).items() if isinstance(kind, typ
         "NoneType ndarray Tensor Parameter torch numpy weight bias running_mean running_var num_batches_tracked text "
         "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 complex64 complex128 "
         "Task ArraysTask model examples loss metrics predict arrays fit parallelize task py "
-        "config json tokenizer safetensors"
+        "config json tokenizer safetensors tp_plan context_plan expert_plan"
     )
 )
 # What Python says of a mistake in code, by its class: each is raised before a row is looked at, or names none.
