@@ -33,6 +33,7 @@ def small(make_home, tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_room_at_a_site_and_ends_as_if_there_had_been_room(small, eventually):
     home, fill, empty = small
     undisturbed = home.asked("run", home.job())

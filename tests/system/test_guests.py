@@ -85,6 +85,7 @@ def test_a_part_whose_node_is_lost_is_at_another_one(site, degrees, compute):
         assert taken_again(lossy) < 9 * 8, "it went on from a step"
 
 
+@pytest.mark.slow
 def test_without_another_node_the_part_is_lost_and_the_round_begins_anew(site):
     lossy = site(apart=False, shard=2)
     lossy.fault("SIGKILL", 1, 9)

@@ -99,6 +99,7 @@ def test_what_a_killed_site_lost_on_the_wire_before_is_fed_back_by_the_one_that_
     assert home.weights(run) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_quorum_goes_on_without_a_killed_site_and_takes_it_back(home):
     wait = {"kind": "quorum", "count": 1, "deadline": 0.5}
     command, run, hold = begin(home, steps=3000, sync={"preset": "fedavg", "period": 3, "wait": wait})

@@ -67,6 +67,7 @@ def ended_well(home, run: str, expected: dict[int, str]) -> None:
     assert home.empty()
 
 
+@pytest.mark.slow
 def test_a_hub_killed_in_four_phases_ends_with_the_weights_of_an_undisturbed_run(place, undisturbed):
     hold = place.path / "hold"
     hold.touch()  # oslo does not end its second round before the hub is dead

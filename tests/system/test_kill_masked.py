@@ -39,6 +39,7 @@ def place(make_home, tmp_path):
     home.close()
 
 
+@pytest.mark.slow
 def test_a_hub_killed_in_mid_sum_begins_it_anew_and_ends_with_the_undisturbed_weights(place, expected):
     hub = place.start("run", place.job(**MASKED, task__params={"pause": 0.2}))
     run = place.seen("run.submitted")[0].event.run

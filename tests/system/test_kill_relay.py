@@ -95,6 +95,7 @@ def test_a_site_behind_it_killed_in_mid_round_comes_back_and_the_round_ends_with
     ended_well(fleet, command, run)
 
 
+@pytest.mark.slow
 def test_a_hub_killed_over_it_finds_its_sites_again_and_the_round_ends_with_the_same_bits(fleet, eventually):
     command, run = begin(fleet)
     spooled(fleet, eventually, run)

@@ -110,6 +110,7 @@ def test_a_hub_ends_in_time_though_a_site_is_silent(fleet):
         fleet.hub.seen("site.connected", after=head, site__name=name)
 
 
+@pytest.mark.slow
 def test_a_quorum_goes_on_without_a_killed_site_and_without_a_silent_one_and_takes_both_back(fleet):
     quorum = {"kind": "quorum", "count": 1, "deadline": 0.5}
     sync = {"preset": "fedavg", "period": 3, "wait": quorum}

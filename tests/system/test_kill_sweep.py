@@ -55,6 +55,7 @@ def trial(home, number, kind, count):
     return submitted.trial.sweep
 
 
+@pytest.mark.slow
 def test_a_hub_killed_three_times_in_a_sweep_ends_with_the_trials_of_an_undisturbed_one(place, undisturbed):
     hub = place.start("run", place.job(sweep=SWEEP))
     for number, kind, count in INSTANTS:
