@@ -31,6 +31,7 @@ from atoll.journal import Journal
 from atoll.policy.defaults import SITE_POLICY
 from atoll.runtime.agent import Agent
 from atoll.runtime.hub import Hub
+from atoll.runtime.sandbox import Grant
 from atoll.runtime.site import create, read
 from atoll.serving.deployments import Deployments
 from atoll.spec.document import parse, sha256
@@ -278,13 +279,15 @@ def serve_site(home: Path, elements: int) -> int:
 class NullExecutor:
     """Starts nothing. Its updates lie ready and are handed over as files are: by name."""
 
+    confined, refuses = False, ""
+
     def __init__(self, elements: int) -> None:
         self._elements = elements
 
     def warm(self) -> None:
         pass
 
-    def start(self, layout: Layout, folder: Path) -> "NullGroup":
+    def start(self, layout: Layout, folder: Path, grant: Grant | None = None) -> "NullGroup":
         folder.mkdir(parents=True, exist_ok=True)
         ready = folder / "update.f32"
         if not ready.exists():

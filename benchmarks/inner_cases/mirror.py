@@ -6,6 +6,7 @@ from pathlib import Path
 from atoll.runtime.executor import Executor, Group
 from atoll.runtime.local import LocalExecutor, start
 from atoll.runtime.piped import PipedGroup
+from atoll.runtime.sandbox import Grant
 from atoll.spec.plan import Layout
 from inner_cases import SETTLE, Bench, Samples, worst
 from inner_cases.notes import taken
@@ -18,10 +19,12 @@ _LAYOUTS = {"copies": Layout(data=2), "parts": Layout(shard=2)}
 class Unmirrored:
     """Starts the same processes without memory for a mirror."""
 
+    confined, refuses = False, ""
+
     def warm(self) -> None:
         """There is nothing to be begun before."""
 
-    def start(self, layout: Layout, folder: Path) -> Group:
+    def start(self, layout: Layout, folder: Path, grant: Grant | None = None) -> Group:
         ranks = [start((), folder / f"worker-{rank}.log", {}) for rank in range(layout.ranks)]
         return PipedGroup(ranks, folder / "meeting")
 
